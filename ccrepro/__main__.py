@@ -1,0 +1,3 @@
+from ccrepro.cli import main
+
+raise SystemExit(main())

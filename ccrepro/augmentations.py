@@ -1,0 +1,226 @@
+"""The pair-construction backbone (§3.1): draw the parameters of every view, then apply them to a whole batch.
+
+``draw`` makes all random numbers, on the CPU; ``apply`` is a deterministic function of images and parameters. Every
+image has its own parameters, its own order of the four colour operations included. Given the same parameters, each
+operation equals torchvision's on that image (float input, antialias on).
+
+Letters: N views, C channels (1 or 3), H, W sides of the image, S side of the view.
+"""
+
+import dataclasses
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ccrepro.config import Config
+
+# The 24 orders of (0 brightness, 1 contrast, 2 saturation, 3 hue).
+ORDERS = torch.tensor(list(itertools.permutations(range(4))))
+LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
+TRIES = 10  # attempts at a crop box that fits, as torchvision makes them
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What happens to each of N views; every field has N rows."""
+
+    box: Tensor  # (N, 4) top, left, height, width of the crop in pixels
+    flip: Tensor  # (N,) bool
+    affine: Tensor  # (N, 6) angle, shift x, shift y in pixels of the view, zoom, shear x, shear y in degrees
+    jitter: Tensor  # (N,) bool
+    factors: Tensor  # (N, 4) brightness, contrast, saturation, hue
+    order: Tensor  # (N,) row of ORDERS
+    grayscale: Tensor  # (N,) bool
+    sigma: Tensor  # (N,) deviation of the blur in pixels of the view; 0 is no blur
+
+    def __getitem__(self, rows: slice | Tensor) -> "Parameters":
+        return Parameters(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+
+    def to(self, device: torch.device) -> "Parameters":
+        return Parameters(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
+
+
+def draw(generator: torch.Generator, n: int, height: int, width: int, config: Config) -> Parameters:
+    """Parameters of ``n`` views of images of ``height`` by ``width``, with the distributions of the authors' code."""
+
+    def uniform(low: float, high: float, *shape: int) -> Tensor:
+        return low + (high - low) * torch.rand(n, *shape, generator=generator)
+
+    def happens(probability: float) -> Tensor:
+        return torch.rand(n, generator=generator) < probability
+
+    strengths = (config.brightness, config.contrast, config.saturation)
+    shift = config.translation * config.image_size
+    angle, shear_x, shear_y = (uniform(-limit, limit) for limit in (config.rotation, config.shear, config.shear))
+    return Parameters(
+        box=_draw_box(uniform, height, width, config),
+        flip=happens(config.flip),
+        affine=torch.stack(
+            (angle, uniform(-shift, shift), uniform(-shift, shift), uniform(*config.zoom), shear_x, shear_y), 1
+        ),
+        jitter=happens(config.jitter),
+        factors=torch.stack([uniform(1 - s, 1 + s) for s in strengths] + [uniform(-config.hue, config.hue)], 1),
+        order=torch.randint(len(ORDERS), (n,), generator=generator),
+        grayscale=happens(config.grayscale),
+        sigma=uniform(*config.blur_sigma) * happens(config.blur),
+    )
+
+
+def _draw_box(uniform, height: int, width: int, config: Config) -> Tensor:
+    """(N, 4) crop boxes as RandomResizedCrop draws them: the first of ten tries that fits, or else the centre."""
+    area = height * width * uniform(*config.crop_scale, TRIES)
+    ratio = torch.exp(uniform(*map(math.log, config.crop_ratio), TRIES))
+    w, h = torch.round(torch.sqrt(area * ratio)), torch.round(torch.sqrt(area / ratio))
+    fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+    first = fits.int().argmax(1, keepdim=True)
+    w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
+    top = torch.floor(uniform(0, 1) * (height - h + 1))
+    left = torch.floor(uniform(0, 1) * (width - w + 1))
+    return torch.where(fits.any(1)[:, None], torch.stack((top, left, h, w), 1), _centre_box(height, width, config))
+
+
+def _centre_box(height: int, width: int, config: Config) -> Tensor:
+    """(4,) the largest central box within the allowed ratios."""
+    low, high = config.crop_ratio
+    w, h = min(width, round(height * high)), min(height, round(width / low))
+    return torch.tensor([(height - h) // 2, (width - w) // 2, h, w], dtype=torch.float32)
+
+
+def apply(images: Tensor, parameters: Parameters, size: int, blur_kernel: int = 23) -> Tensor:
+    """Views: uint8 images (N, C, H, W) → float (N, C, S, S) in [0, 1], S = ``size``.
+
+    Order as in the authors' code: crop, flip, (affine map,) colour jitter, greyscale, blur.
+    """
+    x = resized_crop(images.float() / 255, parameters.box, parameters.flip, size)
+    x = affine(x, parameters.affine)
+    x = color_jitter(x, parameters)
+    if x.shape[1] == 3:
+        x = torch.where(_per_image(parameters.grayscale), luminance(x), x)
+    return gaussian_blur(x, parameters.sigma, blur_kernel)
+
+
+def plain(images: Tensor, size: int) -> Tensor:
+    """The images as they are scored: uint8 (N, C, H, W) → float (N, C, S, S), resized without keeping the aspect."""
+    n, _, height, width = images.shape
+    box = torch.tensor([0.0, 0.0, height, width], device=images.device).expand(n, 4)
+    return resized_crop(images.float() / 255, box, torch.zeros(n, dtype=torch.bool, device=images.device), size)
+
+
+def resized_crop(x: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Crop, resize (bilinear, antialiased) and flip as two matrix products: float (N, C, H, W) → (N, C, S, S)."""
+    top, left, height, width = box.unbind(1)
+    rows = _resize_weights(top, height, x.shape[2], size)
+    columns = _resize_weights(left, width, x.shape[3], size)
+    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
+    return _separable(x, rows, columns)
+
+
+def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Each image times its own matrices: (N, C, H, W), (N, S, H), (N, T, W) → (N, C, S, T)."""
+    return rows[:, None] @ x @ columns[:, None].transpose(-1, -2)
+
+
+def _resize_weights(start: Tensor, length: Tensor, n_in: int, n_out: int) -> Tensor:
+    """(N, n_out, n_in) triangle-filter weights that resize the stretch [start, start + length) to n_out pixels."""
+    scale = (length / n_out)[:, None, None]
+    centre = (torch.arange(n_out, device=start.device)[None, :, None] + 0.5) * scale
+    pixel = torch.arange(n_in, device=start.device)[None, None, :] - start[:, None, None]
+    weights = (1 - (pixel + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
+    weights = weights * ((pixel >= 0) & (pixel < length[:, None, None]))
+    return weights / weights.sum(2, keepdim=True)
+
+
+def affine(x: Tensor, parameters: Tensor) -> Tensor:
+    """Rotation, shift, zoom and shear about the centre, bilinear, zero outside: float (N, C, S, S) → the same."""
+    identity = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0], device=x.device)
+    if bool((parameters == identity).all()):
+        return x
+    angle, shift_x, shift_y, zoom, shear_x, shear_y = parameters.unbind(1)
+    angle, shear_x, shear_y = (torch.deg2rad(v) for v in (angle, shear_x, shear_y))
+    # Forward map R(angle) · Shear · zoom, as in torchvision.transforms.functional.affine; sampling needs its inverse.
+    a = torch.cos(angle - shear_y) / torch.cos(shear_y)
+    b = -torch.cos(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(angle)
+    c = torch.sin(angle - shear_y) / torch.cos(shear_y)
+    d = -torch.sin(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) + torch.cos(angle)
+    inverse = torch.stack((d, -b, -c, a), 1).reshape(-1, 2, 2) / zoom[:, None, None]
+    shift = torch.stack((shift_x, shift_y), 1)[:, :, None] * (2 / x.shape[-1])
+    grid = F.affine_grid(torch.cat((inverse, -inverse @ shift), 2), list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
+
+
+def color_jitter(x: Tensor, parameters: Parameters) -> Tensor:
+    """Brightness, contrast, saturation and hue in each image's own order: float (N, C, S, S) → the same.
+
+    Saturation and hue leave a picture of one channel as it is, as in torchvision.
+    """
+    operations = (brightness, contrast, saturation, hue) if x.shape[1] == 3 else (brightness, contrast)
+    order = ORDERS.to(x.device)[parameters.order]
+    x = x.clone()
+    for position in range(4):
+        for number, operation in enumerate(operations):
+            chosen = (parameters.jitter & (order[:, position] == number)).nonzero()[:, 0]
+            x[chosen] = operation(x[chosen], _per_image(parameters.factors[chosen, number]))
+    return x
+
+
+def brightness(x: Tensor, factor: Tensor) -> Tensor:
+    return (x * factor).clamp(0, 1)
+
+
+def contrast(x: Tensor, factor: Tensor) -> Tensor:
+    mean = luminance(x).mean((1, 2, 3), keepdim=True)
+    return (factor * x + (1 - factor) * mean).clamp(0, 1)
+
+
+def saturation(x: Tensor, factor: Tensor) -> Tensor:
+    return (factor * x + (1 - factor) * luminance(x)).clamp(0, 1)
+
+
+def hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Turn the hue by ``shift`` turns with value and chroma kept: float (N, 3, S, S), (N, 1, 1, 1) → (N, 3, S, S)."""
+    r, g, b = x.unbind(1)
+    value = x.amax(1)
+    chroma = value - x.amin(1)
+    safe = torch.where(chroma == 0, 1, chroma)
+    sextant = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
+    sextant = sextant + 6 * shift[:, 0]
+    # Channel n of HSV → RGB is value - chroma · clamp(min(k, 4 - k), 0, 1) with k = (n + sextant) mod 6.
+    k = (sextant[:, None] + torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)) % 6
+    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+
+
+def luminance(x: Tensor) -> Tensor:
+    """(N, 3, S, S) → (N, 1, S, S); a single channel is its own luminance."""
+    if x.shape[1] == 1:
+        return x
+    return (x * torch.tensor(LUMA, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+
+
+def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+    """Blur with ``kernel`` taps and mirrored border where sigma > 0: float (N, C, S, S) → the same."""
+    chosen = (sigma > 0).nonzero()[:, 0]
+    if len(chosen) == 0:
+        return x
+    x = x.clone()
+    weights = _blur_weights(sigma[chosen], x.shape[-1], kernel)
+    x[chosen] = _separable(x[chosen], weights, weights)
+    return x
+
+
+def _blur_weights(sigma: Tensor, size: int, kernel: int) -> Tensor:
+    """(N, S, S) the one-dimensional blur as a matrix; taps beyond the border fall on the mirrored pixel."""
+    offset = torch.arange(kernel, device=sigma.device) - kernel // 2
+    taps = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
+    taps = taps / taps.sum(1, keepdim=True)
+    source = (torch.arange(size, device=sigma.device)[:, None] + offset).remainder(2 * (size - 1))
+    source = torch.minimum(source, 2 * (size - 1) - source)
+    return torch.einsum("nk,ski->nsi", taps, F.one_hot(source, size).to(taps.dtype))
+
+
+def _per_image(values: Tensor) -> Tensor:
+    """(N,) → (N, 1, 1, 1)."""
+    return values.view(-1, 1, 1, 1)

@@ -1,0 +1,140 @@
+"""The command line: ``python -m ccrepro COMMAND``. One line on a mistake, with its exit code; ``--debug`` for more."""
+
+import argparse
+import dataclasses
+import itertools
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import yaml
+
+from ccrepro.config import RECIPES, VARIANTS, Config, recipe
+from ccrepro.errors import CcreproError, ConfigError, unknown
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose errors are ours, and which takes no abbreviated options."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, "command line", f"See {self.prog} --help", "Correct the command")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        options = _parse(arguments)
+        options.command(options)
+        return 0
+    except CcreproError as error:
+        if "--debug" in arguments:
+            raise
+        print(f"ccrepro: error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest:
+        raise unknown("option", rest[0], "command line", _options(parser, options.name))
+    return options
+
+
+def _options(parser: Parser, command: str) -> list[str]:
+    commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return [s for a in commands.choices[command]._actions for s in a.option_strings if s.startswith("--")]
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="ccrepro", description="Contrastive Clustering (Li et al., AAAI 2021), reproduced.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
+
+    def add(name: str, function: Any, text: str) -> Parser:
+        command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        command.set_defaults(command=function)
+        return command
+
+    train = add("train", _train, "train one data set, variant and seed, score it and write its record")
+    settings = add("recipe", _recipe, "print the settings of a data set, variant and seed as YAML")
+    for command in (train, settings):
+        _add_settings(command)
+    check = add("check", _check, "check the names of a reproduction before it starts")
+    check.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+    for name in ("datasets", "variants", "seeds"):
+        check.add_argument(f"--{name}", nargs="+", required=True, help=f"the {name} to be run")
+    notebook = add("notebook", _notebook, "run a notebook with papermill, refusing unknown parameters")
+    notebook.add_argument("path", help="the notebook")
+    notebook.add_argument("output", help="where the executed copy goes")
+    notebook.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="parameters, values in YAML")
+    compare = add("compare", _compare, "print fresh results beside the committed ones")
+    compare.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+    add("readme", _readme, "put the tables of the published runs into README.md")
+    return parser
+
+
+def _add_settings(command: Parser) -> None:
+    """One option per field of `Config`; a value is checked by the field's own rule."""
+    command.add_argument("dataset", help="name of the data set")
+    for f in dataclasses.fields(Config):
+        if f.name != "dataset":
+            text = f"{f.metadata['doc']} ({f.metadata['rule'].allowed})".replace("%", "%%")
+            command.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="X", help=text)
+    command.set_defaults(profile="demo", variant="cc", seed=0)
+
+
+def _config(options: argparse.Namespace) -> Config:
+    names = {f.name for f in dataclasses.fields(Config)}
+    return recipe(**{name: value for name, value in vars(options).items() if name in names})
+
+
+def _train(options: argparse.Namespace) -> None:
+    config = _config(options)
+    from ccrepro import datasets, evaluate, results, train  # torch takes seconds to import; mistakes are told at once
+
+    data = datasets.load(config.dataset)
+    model, history = train.train(config, data, report=results.RunLog(config))
+    clustering = evaluate.evaluate(config, data, model)
+    result = results.record(config, data, model, clustering, history)
+    path = results.save(result, config, model, clustering)
+    print(*(f"{name.upper()} {value:.4f}" for name, value in result["scores"].items()), f"-> {path}")
+
+
+def _recipe(options: argparse.Namespace) -> None:
+    settings = dataclasses.asdict(_config(options))
+    print(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}, sort_keys=False))
+
+
+def _check(options: argparse.Namespace) -> None:
+    for dataset, variant, seed in itertools.product(options.datasets, options.variants, options.seeds):
+        recipe(dataset, options.profile, variant, seed)
+
+
+def _notebook(options: argparse.Namespace) -> None:
+    from ccrepro import notebook
+
+    parameters = {}
+    for text in options.parameters:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise ConfigError(f"{text!r} has no value", "command line", "Write NAME=VALUE", "Add =VALUE")
+        parameters[name] = yaml.safe_load(value)
+    notebook.run(options.path, options.output, parameters)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from ccrepro import results
+
+    print(results.compare(options.profile))
+
+
+def _readme(options: argparse.Namespace) -> None:
+    from ccrepro import checkpoint, results
+
+    path = results.ROOT / "README.md"
+    checkpoint.atomic_write(path, results.readme_with_results(path.read_text()))

@@ -1,0 +1,288 @@
+"""Settings of a run: one frozen dataclass, the recipes of each profile, and the one validator.
+
+``recipe("cifar10", profile="paper")`` is the published setting to the letter. The defaults of `Config` are the
+paper's for CIFAR-10; a recipe states only what differs. Sources stand in brackets: "§" is a section of the paper
+(Li et al., Contrastive Clustering, AAAI 2021), "code" the authors' published code where the paper is silent.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from ccrepro.errors import ConfigError, unknown
+
+
+class Facts(NamedTuple):
+    """What is known of a data set before it is loaded (Table 1 of the paper for its six)."""
+
+    title: str
+    images: int
+    classes: int
+    unlabeled: int = 0
+
+
+DATASETS = {
+    "digits": Facts("Digits", 1_797, 10),
+    "cifar10": Facts("CIFAR-10", 60_000, 10),
+    "cifar100": Facts("CIFAR-100", 60_000, 20),  # the 20 superclasses
+    "stl10": Facts("STL-10", 13_000, 10, unlabeled=100_000),
+    "imagenet10": Facts("ImageNet-10", 13_000, 10),
+    "imagenet-dogs": Facts("ImageNet-Dogs", 19_500, 15),
+    "tiny-imagenet": Facts("Tiny-ImageNet", 100_000, 200),
+}
+
+
+class Rule(NamedTuple):
+    """What a setting must satisfy, and how to say so. ``names`` lists all values where they can be listed."""
+
+    holds: Callable[[Any], bool]
+    allowed: str
+    names: tuple[str, ...] = ()
+
+
+def at_least(low: float) -> Rule:
+    return Rule(lambda v: low <= v < math.inf, f"at least {low}")
+
+
+def above(low: float) -> Rule:
+    return Rule(lambda v: low < v < math.inf, f"above {low}")
+
+
+def between(low: float, high: float) -> Rule:
+    return Rule(lambda v: low <= v <= high, f"from {low} to {high}")
+
+
+def ordered(high: float) -> Rule:
+    return Rule(lambda v: 0 < v[0] <= v[1] <= high, f"above 0 and up to {high}, the smaller first")
+
+
+def one_of(*names: str) -> Rule:
+    return Rule(lambda v: v in names, "one of " + ", ".join(map(repr, names)), names)
+
+
+ODD = Rule(lambda v: v >= 3 and v % 2 == 1, "odd and at least 3")
+ANY = Rule(lambda v: True, "true or false")
+
+
+def option(default: Any, rule: Rule, doc: str) -> Any:
+    """A field with its rule and its line of help; the command line is made of both."""
+    return field(default=default, metadata={"rule": rule, "doc": doc})
+
+
+# What differs from the full method in each column of Tables 3, 4 and 5, in two checks of the paper's words, and in
+# the classical baseline of Table 2.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "cc": {},
+    "instance-only": {"heads": "instance"},
+    "cluster-only": {"heads": "cluster"},
+    "views-one": {"views": "one"},
+    "views-none": {"views": "none"},
+    "resnet18": {"backbone": "resnet18"},
+    "resnet50": {"backbone": "resnet50"},
+    "no-entropy": {"entropy_weight": 0.0},
+    "kmeans-pixels": {"baseline": "kmeans"},
+}
+
+STRONG = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}  # jitter with s = 1 [code]
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {
+        # Ours, for 8×8 grey pictures of digits: no flip (a mirrored 2 is no digit) and no colour; a small affine map
+        # takes the place of the crop. Chosen with the labels of this data set in view; see the README.
+        "digits": {
+            "image_size": 8,
+            "crop_scale": (1.0, 1.0),
+            "crop_ratio": (1.0, 1.0),
+            "flip": 0.0,
+            "rotation": 20.0,
+            "translation": 0.2,
+            "zoom": (1.0, 1.4),
+            "shear": 11.0,
+            "jitter": 1.0,
+            "contrast": 0.0,
+            "saturation": 0.0,
+            "hue": 0.0,
+            "grayscale": 0.0,
+            "backbone": "small",
+            "stem": "cifar",
+            "instance_dim": 64,
+            "lr": 1e-3,
+            "batch_size": 128,
+            "epochs": 60,
+        },
+    },
+    "paper": {
+        "cifar10": {},
+        "cifar100": {"n_clusters": 20},
+        "stl10": {**STRONG, "unlabeled": True},
+        "imagenet10": {**STRONG, "blur": 0.5},
+        "imagenet-dogs": {**STRONG, "blur": 0.5, "n_clusters": 15},
+        "tiny-imagenet": {"n_clusters": 200},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every setting of a run. Lengths are in pixels, angles in degrees.
+
+    Raises `ConfigError` (exit code 2) for a value of the wrong type or outside its rule, and where there are more
+    clusters, or a larger batch, than images.
+    """
+
+    dataset: str = option("cifar10", one_of(*DATASETS), "name of the data set")
+    profile: str = option("paper", one_of(*RECIPES), "book of recipes that the settings come from")
+    variant: str = option("cc", one_of(*VARIANTS), "the full method, an ablation of it or a baseline")
+    seed: int = option(42, between(0, 2**31 - 1), "of weights, order of images and augmentation [code: 42]")
+
+    n_clusters: int = option(10, at_least(2), "K, the number of classes [§4.2]")
+    image_size: int = option(224, at_least(4), "side of a view [§4.2]")
+
+    views: str = option("both", one_of("both", "one", "none"), "T(x) and T(x); T(x) and x; x and x [Table 3]")
+    crop_scale: tuple[float, float] = option((0.08, 1.0), ordered(1), "area of the crop, as a share [code]")
+    crop_ratio: tuple[float, float] = option((3 / 4, 4 / 3), ordered(10), "width over height of the crop [code]")
+    flip: float = option(0.5, between(0, 1), "probability of a horizontal flip [code]")
+    rotation: float = option(0.0, between(0, 180), "largest rotation to either side [ours, for digits]")
+    translation: float = option(0.0, between(0, 1), "largest shift, as a share of the side [ours, for digits]")
+    zoom: tuple[float, float] = option((1.0, 1.0), ordered(10), "range of the scale factor [ours, for digits]")
+    shear: float = option(0.0, between(0, 80), "largest shear along each axis [ours, for digits]")
+    jitter: float = option(0.8, between(0, 1), "probability of colour jitter [§4.2: as SimCLR]")
+    brightness: float = option(0.4, between(0, 1), "factor drawn from 1 ± this [code: .8 s, s = .5 on CIFAR, Tiny]")
+    contrast: float = option(0.4, between(0, 1), "factor drawn from 1 ± this [code: .8 s]")
+    saturation: float = option(0.4, between(0, 1), "factor drawn from 1 ± this [code: .8 s]")
+    hue: float = option(0.1, between(0, 0.5), "shift drawn from ± this, in turns of the colour circle [code: .2 s]")
+    grayscale: float = option(0.2, between(0, 1), "probability of dropping colour [§4.2: as SimCLR]")
+    blur: float = option(0.0, between(0, 1), "probability of a Gaussian blur [§4.2: off on four data sets]")
+    blur_kernel: int = option(23, ODD, "taps of the blur, per axis [code]")
+    blur_sigma: tuple[float, float] = option((0.1, 2.0), ordered(100), "range of the blur's deviation [code]")
+
+    backbone: str = option("resnet34", one_of("resnet18", "resnet34", "resnet50", "small"), "[§4.2, Table 5]")
+    stem: str = option("imagenet", one_of("imagenet", "cifar"), "7×7 stride 2 and max-pool, or 3×3 [code]")
+    instance_dim: int = option(128, at_least(2), "D, width of the instance head's output [§4.2]")
+    heads: str = option("both", one_of("both", "instance", "cluster"), "whose losses are minimised [Table 4]")
+    baseline: str = option("", one_of("", "kmeans"), "a classical method on pixels instead of training [Table 2]")
+
+    instance_temperature: float = option(0.5, above(0), "of the instance loss [§4.2]")
+    cluster_temperature: float = option(1.0, above(0), "of the cluster loss [§4.2]")
+    entropy_weight: float = option(1.0, at_least(0), "of the entropy term; 1 in the paper [eq. 6]")
+
+    unlabeled: bool = option(False, ANY, "first a pass over the unlabeled images, instance loss only [§4.2: STL-10]")
+    lr: float = option(3e-4, above(0), "Adam's learning rate [§4.2]")
+    schedule: str = option("constant", one_of("constant", "cosine"), "of the learning rate [§4.2: constant]")
+    batch_size: int = option(256, at_least(2), "N, images per step [§4.2]")
+    epochs: int = option(1000, at_least(1), "passes over the data set [§4.2]")
+
+    device: str = option("auto", one_of("auto", "cpu", "cuda"), "auto takes a GPU where there is one")
+    threads: int = option(1, at_least(1), "torch threads on the CPU; two were 2 to 25 times slower than one")
+
+    def __post_init__(self):
+        for f in dataclasses.fields(self):
+            object.__setattr__(self, f.name, _valid(f, getattr(self, f.name)))
+        facts = DATASETS[self.dataset]
+        check_fits(self, facts.images, facts.title)
+        if self.unlabeled and not facts.unlabeled:
+            allowed = "Only " + ", ".join(n for n, f in DATASETS.items() if f.unlabeled) + " has some"
+            raise ConfigError(f"{facts.title} has no unlabeled images", "setting unlabeled", allowed, "Leave it out")
+
+    @property
+    def cell(self) -> str:
+        """Where the run lives below ``runs/`` and ``results/runs/``: profile/dataset/variant-seedK."""
+        return f"{self.profile}/{self.dataset}/{self.variant}-seed{self.seed}"
+
+    def overrides(self) -> dict[str, Any]:
+        """The settings that differ from the recipe this one names. Device and threads belong to no recipe."""
+        plain = recipe(self.dataset, self.profile, self.variant, self.seed, device=self.device, threads=self.threads)
+        return {name: value for name, value in dataclasses.asdict(self).items() if value != getattr(plain, name)}
+
+
+def recipe(dataset: str, profile: str = "demo", variant: str = "cc", seed: int = 0, **overrides: Any) -> Config:
+    """The settings of one cell of a table: data set, profile, variant, seed, and what the caller changes.
+
+    Raises `ConfigError` for an unknown name, a data set that the profile has no recipe for, and a bad value.
+    """
+    if profile not in RECIPES:
+        raise unknown("profile", profile, "setting profile", RECIPES)
+    if dataset not in RECIPES[profile]:
+        raise _no_recipe(dataset, profile)
+    if variant not in VARIANTS:
+        raise unknown("variant", variant, "setting variant", VARIANTS)
+    for name in overrides:
+        check_name(name)
+    settings = {**RECIPES[profile][dataset], **VARIANTS[variant], **overrides}
+    return Config(dataset=dataset, profile=profile, variant=variant, seed=seed, **settings)
+
+
+def check_fits(config: Config, n_images: int, title: str) -> None:
+    """Raise `ConfigError` where a data set has fewer images than clusters, or than a batch takes."""
+    for name in ("n_clusters",) if config.baseline else ("n_clusters", "batch_size"):
+        value = getattr(config, name)
+        if value > n_images:
+            what = f"{name} is {value}, but {title} has {n_images} images"
+            raise ConfigError(what, f"setting {name}", f"It must be at most {n_images}", "Choose a smaller one")
+
+
+def _no_recipe(dataset: str, profile: str) -> ConfigError:
+    others = [p for p, recipes in RECIPES.items() if dataset in recipes]
+    if not others:
+        return unknown("data set", dataset, "setting dataset", DATASETS)
+    what = f"no recipe for {dataset} in profile {profile}"
+    known = f"Known there: {', '.join(map(repr, RECIPES[profile]))}"
+    return ConfigError(what, "setting profile", known, f"Use profile={others[0]}")
+
+
+def check_name(name: str) -> None:
+    """Raise `ConfigError` unless ``name`` is a setting that may be overridden."""
+    fixed = ("dataset", "profile", "variant", "seed")
+    names = [f.name for f in dataclasses.fields(Config) if f.name not in fixed]
+    if name not in names:
+        raise unknown("setting", name, "overrides", names)
+
+
+def _valid(f: dataclasses.Field, value: Any) -> Any:
+    """``value`` in the type of its field, from Python, YAML, JSON or the command line; or `ConfigError`."""
+    rule: Rule = f.metadata["rule"]
+    try:
+        cast = _CASTS[f.type](value)
+    except (TypeError, ValueError, OverflowError):
+        kind = {int: "an integer", float: "a number", bool: "true or false", str: "a text"}.get(f.type, "two numbers")
+        what, allowed = f"{f.name} is {value!r}", f"It must be {kind}, {rule.allowed}"
+        raise ConfigError(what, f"setting {f.name}", allowed, "Correct it") from None
+    if rule.holds(cast):
+        return cast
+    if rule.names:
+        raise unknown(f.name, cast, f"setting {f.name}", rule.names)
+    raise ConfigError(f"{f.name} is {cast}", f"setting {f.name}", f"It must be {rule.allowed}", "Correct it")
+
+
+def _integer(value: Any) -> int:
+    if isinstance(value, bool) or int(value) != float(value):
+        raise ValueError
+    return int(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or math.isnan(float(value)):
+        raise ValueError
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if str(value).lower() not in ("true", "false"):
+        raise ValueError
+    return str(value).lower() == "true"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
+
+
+def _pair(value: Any) -> tuple[float, float]:
+    low, high = value.split(",") if isinstance(value, str) else value
+    return _number(low), _number(high)
+
+
+_CASTS = {int: _integer, float: _number, bool: _flag, str: _text, tuple[float, float]: _pair}

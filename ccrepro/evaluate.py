@@ -1,0 +1,74 @@
+"""From a trained model to assignments, scores and a picture of the feature space.
+
+Letters: N images, D instance dimension, K clusters.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from openTSNE import TSNE
+
+from ccrepro.augmentations import plain
+from ccrepro.baselines import BASELINES, kmeans
+from ccrepro.config import Config
+from ccrepro.datasets import ImageSet
+from ccrepro.metrics import scores
+from ccrepro.model import ContrastiveClusteringModel
+
+
+@dataclass(frozen=True)
+class Clustering:
+    """What a run says of each of N images.
+
+    labels_pred: int (N,) in 0 … K - 1. features: float32 (N, D), the instance head's output, or the pixels in [0, 1]
+    of a baseline. confidence: float32 (N,), the largest assignment, or None where k-means made the clusters.
+    """
+
+    labels_pred: np.ndarray
+    features: np.ndarray
+    confidence: np.ndarray | None = None
+
+
+def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel | None) -> Clustering:
+    """Cluster all images, as the variant does it.
+
+    The full method and the cluster head alone take the largest assignment, image by image (§3.4); the instance head
+    alone needs k-means on its output (Table 4); a baseline works on the pixels.
+    """
+    if config.baseline:
+        pixels = data.images.flatten(1).numpy().astype(np.float32) / 255
+        return Clustering(BASELINES[config.baseline](pixels, config.n_clusters, config.seed), pixels)
+    z, p = represent(model, data.images, config.image_size)
+    if config.heads == "instance":
+        return Clustering(kmeans(z, config.n_clusters, config.seed), z)
+    return Clustering(p.argmax(1), z, p.max(1))
+
+
+@torch.inference_mode()
+def represent(
+    model: ContrastiveClusteringModel, images: torch.Tensor, size: int, batch_size: int = 500
+) -> tuple[np.ndarray, np.ndarray]:
+    """z (N, D) and p (N, K) of unaugmented images: uint8 (N, C, H, W), resized to ``size``; float32 arrays."""
+    model.eval()
+    device = next(model.parameters()).device
+    outputs = [model(plain(batch.to(device), size)) for batch in images.split(batch_size)]
+    z, p = (torch.cat(parts).cpu().numpy() for parts in zip(*outputs, strict=True))
+    return z, p
+
+
+def score(config: Config, data: ImageSet, clustering: Clustering) -> dict[str, dict[str, float]]:
+    """NMI, ACC and ARI of the assignments; for the full method also those of k-means on the same features."""
+    result = {"scores": scores(data.labels, clustering.labels_pred)}
+    if config.heads == "both" and not config.baseline:
+        again = kmeans(clustering.features, config.n_clusters, config.seed)
+        result["scores_kmeans_on_features"] = scores(data.labels, again)
+    return result
+
+
+def tsne(clustering: Clustering, labels: np.ndarray, n_points: int = 2000, seed: int = 0) -> dict[str, list]:
+    """Two-dimensional t-SNE of at most ``n_points`` images, drawn at random: x, y, label and cluster of each."""
+    rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:n_points])
+    points = TSNE(random_state=seed, n_jobs=1).fit(clustering.features[rows]).round(2)
+    columns = {"x": points[:, 0], "y": points[:, 1], "label": labels[rows], "cluster": clustering.labels_pred[rows]}
+    return {name: values.tolist() for name, values in columns.items()}

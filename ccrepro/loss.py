@@ -1,0 +1,47 @@
+"""The two losses of the paper: one contrastive function, read along rows (instances) and columns (clusters).
+
+Letters: N images, D instance dimension, K clusters, M vectors of F numbers.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
+    """Mean over 2M vectors of -log softmax of the positive's cosine among the 2M - 1 others [eqs. 1-3 and 4-5].
+
+    a, b: (M, F), row i of one is the positive of row i of the other; they need not be normalised. Returns a scalar.
+    As in the authors' code, a vector is not compared with itself.
+    """
+    rows = F.normalize(torch.cat((a, b)), dim=1)  # (2M, F)
+    similarity = rows @ rows.T / temperature  # (2M, 2M)
+    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
+    positive = torch.arange(len(rows), device=rows.device).roll(len(a))
+    return F.cross_entropy(similarity.masked_fill(itself, -math.inf), positive)
+
+
+def instance_loss(z_a: Tensor, z_b: Tensor, temperature: float = 0.5) -> Tensor:
+    """Contrast the rows: two views of an image attract, other images repel [eq. 3]. z: (N, D)."""
+    return nt_xent(z_a, z_b, temperature)
+
+
+def cluster_loss(p_a: Tensor, p_b: Tensor, temperature: float = 1.0, entropy_weight: float = 1.0) -> Tensor:
+    """Contrast the columns, less the entropy of the mean assignments [eq. 6]. p: (N, K), rows sum to 1.
+
+    The entropies are counted from their maximum, log K - H for each view, as in the authors' code: a constant that
+    makes the term 0 for clusters of equal size.
+    """
+    missing_entropy = sum(math.log(p.shape[1]) - mean_entropy(p) for p in (p_a, p_b))
+    return nt_xent(p_a.T, p_b.T, temperature) + entropy_weight * missing_entropy
+
+
+def mean_entropy(p: Tensor) -> Tensor:
+    """Entropy H(Y) of the mean assignment, in nats: (N, K) → scalar in [0, log K].
+
+    The clamp keeps value and gradient finite where a cluster is empty; `torch.special.entr` would not.
+    """
+    share = p.mean(0)  # (K,)
+    return -(share * share.clamp(min=torch.finfo(share.dtype).tiny).log()).sum()

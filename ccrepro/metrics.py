@@ -1,0 +1,36 @@
+"""Scores of a clustering against labels: NMI, ACC and ARI (§4.3), right also where clusters are empty or too many."""
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import linear_sum_assignment
+from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
+
+
+def accuracy(labels_true: ArrayLike, labels_pred: ArrayLike) -> float:
+    """ACC: share of images whose cluster is matched to their class, under the best one-to-one matching.
+
+    Both (n_images,). Label values do not matter. With more clusters than classes (or fewer), what is left
+    unmatched counts as wrong.
+    """
+    counts = contingency_matrix(labels_true, labels_pred)
+    return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / counts.sum())
+
+
+def scores(labels_true: ArrayLike, labels_pred: ArrayLike) -> dict[str, float]:
+    """``nmi`` (arithmetic mean, as scikit-learn's default), ``acc`` and ``ari``. Both arguments (n_images,)."""
+    return {
+        "nmi": float(normalized_mutual_info_score(labels_true, labels_pred)),
+        "acc": accuracy(labels_true, labels_pred),
+        "ari": float(adjusted_rand_score(labels_true, labels_pred)),
+    }
+
+
+def contingency(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int) -> np.ndarray:
+    """(classes, n_clusters) counts, columns in the order that matches clusters to classes, unmatched ones last."""
+    classes, rows = np.unique(labels_true, return_inverse=True)
+    counts = np.zeros((len(classes), n_clusters), dtype=int)
+    np.add.at(counts, (rows, np.asarray(labels_pred)), 1)
+    matched = linear_sum_assignment(counts, maximize=True)[1]
+    rest = [k for k in range(n_clusters) if k not in matched]
+    return counts[:, [*matched, *rest]]

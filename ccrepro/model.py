@@ -1,0 +1,84 @@
+"""Backbone, instance head and cluster head (§3, Fig. 2).
+
+Letters: N images, H feature width of the backbone, D instance dimension, K clusters.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, Bottleneck
+
+from ccrepro.config import Config
+
+# Residual block, blocks per stage, channels of the first stage. "small" is ours, for pictures of a few pixels.
+BACKBONES = {
+    "resnet18": (BasicBlock, (2, 2, 2, 2), 64),
+    "resnet34": (BasicBlock, (3, 4, 6, 3), 64),
+    "resnet50": (Bottleneck, (3, 4, 6, 3), 64),
+    "small": (BasicBlock, (1, 1, 1), 32),
+}
+
+
+class Backbone(nn.Module):
+    """ResNet without its classifier: float (N, C, S, S) → features (N, H).
+
+    Modules are named as in torchvision, so that its weights and the authors' load. ``stem="cifar"`` replaces the 7×7
+    stride-2 convolution and the max-pool by a 3×3 convolution, for pictures of 8 to 64 pixels.
+    """
+
+    def __init__(self, name: str, stem: str, channels: int = 3):
+        super().__init__()
+        block, depths, width = BACKBONES[name]
+        kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
+        self.n_stages, self.width = len(depths), width
+        for stage, depth in enumerate(depths):
+            blocks = [self._block(block, width * 2**stage, stride=2 if stage else 1)]
+            blocks += [self._block(block, width * 2**stage, stride=1) for _ in range(depth - 1)]
+            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
+        self.n_features = self.width
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def _block(self, block: type, planes: int, stride: int) -> nn.Module:
+        """The next residual block; its shortcut is a 1×1 convolution where the shape changes."""
+        width_in, self.width = self.width, planes * block.expansion
+        shortcut = None
+        if stride != 1 or width_in != self.width:
+            convolution = nn.Conv2d(width_in, self.width, 1, stride, bias=False)
+            shortcut = nn.Sequential(convolution, nn.BatchNorm2d(self.width))
+        return block(width_in, planes, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
+        for stage in range(self.n_stages):
+            x = getattr(self, f"layer{stage + 1}")(x)
+        return x.mean((2, 3))
+
+
+class ContrastiveClusteringModel(nn.Module):
+    """One backbone, two heads: float (N, C, S, S) → z (N, D) of unit length, p (N, K) of rows that sum to 1."""
+
+    def __init__(self, backbone: Backbone, instance_dim: int, n_clusters: int):
+        super().__init__()
+        width = backbone.n_features
+        self.backbone = backbone
+        self.instance_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, instance_dim))
+        self.cluster_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, n_clusters))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.backbone(x)
+        z = F.normalize(self.instance_head(features).float(), dim=1)
+        p = F.softmax(self.cluster_head(features).float(), dim=1)
+        return z, p
+
+
+def build(config: Config, channels: int = 3) -> ContrastiveClusteringModel:
+    """The model of a configuration; its initial weights depend on ``config.seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        backbone = Backbone(config.backbone, config.stem, channels)
+        return ContrastiveClusteringModel(backbone, config.instance_dim, config.n_clusters)

@@ -1,0 +1,161 @@
+"""One function per figure: data in, matplotlib `Figure` out. Nothing here computes a result."""
+
+import dataclasses
+import functools
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+
+from ccrepro.checkpoint import atomic_write
+from ccrepro.config import DATASETS, Config
+from ccrepro.datasets import ImageSet
+from ccrepro.results import ROOT, TABLES
+from ccrepro.train import pairs
+
+STYLE = {
+    **sns.axes_style("whitegrid"),
+    "figure.dpi": 110,
+    "figure.facecolor": "white",  # figures keep a light ground, so they read on dark pages too
+    "savefig.dpi": 160,
+    "figure.constrained_layout.use": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "svg.hashsalt": "ccrepro",  # the same figure gives the same file
+}
+COLORS = sns.color_palette("colorblind")
+
+
+def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
+    """Give a plotting function the house style, and keep pyplot from showing its figure a second time."""
+
+    @functools.wraps(draw)
+    def styled(*args: Any, **kwargs: Any) -> Figure:
+        with plt.rc_context(STYLE):
+            result = draw(*args, **kwargs)
+            result.canvas.draw()  # lay out while the style holds
+        plt.close(result)
+        return result
+
+    return styled
+
+
+def save(drawn: Figure, name: str, profile: str, results_dir: str | Path = "results") -> Figure:
+    """Write a figure as PNG and SVG under ``results/figures/<profile>/``, and return it."""
+    with plt.rc_context(STYLE):
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            buffer = io.BytesIO()
+            drawn.savefig(buffer, format=kind, metadata=metadata)
+            atomic_write(ROOT / results_dir / "figures" / profile / f"{name}.{kind}", buffer.getvalue())
+    return drawn
+
+
+@figure
+def view_pairs(data: ImageSet, config: Config, n: int = 10) -> Figure:
+    """The first n images of the first batch of training, and under each the two views made of it."""
+    view_a, view_b = next(pairs(data.images, config, epoch=0))
+    originals, _ = next(pairs(data.images, dataclasses.replace(config, views="none"), epoch=0))
+    result, axes = plt.subplots(3, n, figsize=(0.8 * n + 0.8, 2.8))
+    for row, (name, images) in zip(axes, (("image", originals), ("view a", view_a), ("view b", view_b)), strict=True):
+        for axis, image in zip(row, images[:n], strict=True):
+            _picture(axis, image)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    result.suptitle(f"{DATASETS[data.name].title}: the pairs that are contrasted (views: {config.views})")
+    return result
+
+
+def _picture(axis: plt.Axes, image: torch.Tensor) -> None:
+    """Show a float (C, S, S) picture without ticks."""
+    pixels = image.cpu().permute(1, 2, 0).numpy()
+    axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.set(xticks=[], yticks=[])
+
+
+@figure
+def losses(records: Sequence[dict[str, Any]]) -> Figure:
+    """Loss, its two parts, and the entropy of the mean assignment by epoch, one line per run."""
+    panels = {
+        "loss": "total loss",
+        "instance_loss": "instance loss",
+        "cluster_loss": "cluster loss",
+        "entropy": "entropy of the mean\nassignment (nats)",
+    }
+    result, axes = plt.subplots(1, len(panels), figsize=(11, 2.9), sharex=True)
+    for axis, (name, title) in zip(axes, panels.items(), strict=True):
+        for color, r in zip(COLORS, records, strict=False):
+            if r["history"]:
+                axis.plot(r["history"]["epoch"], r["history"][name], color=color, label=f"seed {r['seed']}")
+        axis.set(xlabel="epoch", title=title)
+    if any(r["history"] for r in records):
+        axes[-1].axhline(np.log(records[0]["config"]["n_clusters"]), color="0.5", ls="--", lw=1, label="log K")
+        axes[-1].legend(fontsize=8)
+    else:
+        axes[0].text(0.5, 0.5, "nothing was trained", transform=axes[0].transAxes, ha="center")
+    return result
+
+
+@figure
+def confusion(record: dict[str, Any]) -> Figure:
+    """Counts of images by class and matched cluster."""
+    counts = np.array(record["contingency"])
+    names = record["class_names"]
+    side = 1.8 + 0.38 * len(names)
+    result, axis = plt.subplots(figsize=(side + 1, side))
+    columns = [*names, *[f"+{i + 1}" for i in range(counts.shape[1] - len(names))]][: counts.shape[1]]
+    shown = pd.DataFrame(counts, index=names, columns=columns)
+    sns.heatmap(shown, annot=len(names) <= 15, fmt="d", cmap="Blues", ax=axis, cbar_kws={"label": "images"}, square=True)
+    axis.set(xlabel="cluster, matched to the class that gives the highest ACC", ylabel="class")
+    axis.set_title(f"{_run_title(record)}: ACC {record['scores']['acc']:.3f}")
+    axis.tick_params(axis="y", rotation=0)
+    return result
+
+
+@figure
+def feature_space(record: dict[str, Any]) -> Figure:
+    """t-SNE of the instance head's output (pixels for a baseline), by class and by cluster."""
+    points, names = record["tsne"], record["class_names"]
+    result, axes = plt.subplots(1, 2, figsize=(10, 4.6), sharex=True, sharey=True)
+    for axis, by in zip(axes, ("label", "cluster"), strict=True):
+        kinds = sorted(set(points[by]))
+        palette = sns.color_palette("tab10" if len(kinds) <= 10 else "husl", len(kinds))
+        sns.scatterplot(x=points["x"], y=points["y"], hue=points[by], palette=palette, s=9, lw=0, ax=axis, legend=False)
+        for kind in kinds:
+            rows = np.array(points[by]) == kind
+            x, y = np.median(np.array(points["x"])[rows]), np.median(np.array(points["y"])[rows])
+            text = names[kind] if by == "label" else str(kind)
+            axis.text(x, y, text, ha="center", va="center", weight="bold", bbox={"fc": "w", "ec": "0.6", "pad": 1.5})
+        axis.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
+        axis.set_title(f"coloured by {'class (not seen in training)' if by == 'label' else 'cluster'}")
+    result.suptitle(f"{_run_title(record)}: {len(points['x'])} images")
+    return result
+
+
+@figure
+def ablation(name: str, runs: pd.DataFrame) -> Figure:
+    """ACC of each variant of a table's rows: a dot per seed, a bar for the mean; one panel per data set we ran."""
+    rows = TABLES[name].rows
+    labels = {row.variant: row.label for row in rows}
+    shown = runs[runs.variant.isin(labels)]
+    datasets = [d for d in DATASETS if d in set(shown.dataset)] or [""]
+    result, axes = plt.subplots(1, len(datasets), figsize=(1.2 + 4.4 * len(datasets), 3.4), squeeze=False)
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        part = shown[shown.dataset == dataset].assign(method=lambda f: f.variant.map(labels))
+        order = list(labels.values())
+        if len(part):
+            sns.barplot(part, x="method", y="acc", order=order, errorbar=None, color="0.85", width=0.6, ax=axis)
+            sns.stripplot(part, x="method", y="acc", order=order, hue="method", palette=COLORS[: len(order)],
+                          hue_order=order, size=6, jitter=0.12, legend=False, ax=axis)  # fmt: skip
+        title = DATASETS[dataset].title if dataset else "no run yet"
+        axis.set(xlabel="", ylabel="ACC (a dot per seed, bar: mean)", ylim=(0, 1), title=title)
+    return result
+
+
+def _run_title(record: dict[str, Any]) -> str:
+    return f"{DATASETS[record['dataset']].title}, {record['variant']}, seed {record['seed']}"

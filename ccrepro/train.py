@@ -1,0 +1,146 @@
+"""The training loop (Algorithm 1): one stage, end to end, batch by batch.
+
+All randomness of an epoch is a function of (seed, epoch), drawn on the CPU before its first step, so the stream is
+the same on every device and no generator state has to be kept.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccrepro import augmentations
+from ccrepro.config import Config, check_fits
+from ccrepro.datasets import ImageSet
+from ccrepro.errors import ConfigError, NumericalError
+from ccrepro.loss import cluster_loss, instance_loss, mean_entropy
+from ccrepro.model import ContrastiveClusteringModel, build
+
+Epoch = dict[str, float]  # epoch (from 1), loss, instance_loss, cluster_loss, entropy, largest_share, seconds
+
+
+def train(
+    config: Config, data: ImageSet, report: Callable[[Epoch], None] = lambda epoch: None
+) -> tuple[ContrastiveClusteringModel | None, list[Epoch]]:
+    """Train from scratch on all images, without their labels.
+
+    Returns the model in evaluation mode, on its device, and one dict per epoch with the means of its steps:
+    ``loss``, ``instance_loss``, ``cluster_loss``, ``entropy`` of the mean assignment in nats, ``largest_share`` of a
+    cluster, and ``seconds``. ``report`` is called with each. A baseline has nothing to train: (None, []).
+    Raises `NumericalError` when a loss is not finite.
+    """
+    if config.baseline:
+        return None, []
+    check_fits(config, len(data.images), data.name)
+    device = choose_device(config)
+    torch.set_num_threads(config.threads)
+    model = build(config, channels=data.images.shape[1]).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    passes = [(images.to(device), both) for images, both in _passes(config, data)]
+    history: list[Epoch] = []
+    for epoch in range(config.epochs):
+        start = time.perf_counter()
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(config, epoch)
+        steps = [
+            step(model, optimizer, view_a, view_b, config, both)
+            for number, (images, both) in enumerate(passes)
+            for view_a, view_b in pairs(images, config, epoch, number)
+        ]
+        history.append(_summary(epoch + 1, steps, time.perf_counter() - start))
+        report(history[-1])
+    return model.eval(), history
+
+
+def step(
+    model: ContrastiveClusteringModel,
+    optimizer: torch.optim.Optimizer,
+    view_a: Tensor,
+    view_b: Tensor,
+    config: Config,
+    both: bool = True,
+) -> dict[str, Tensor]:
+    """One step on two views (N, C, S, S); each goes through the network by itself, with its own batch statistics.
+
+    ``both=False`` leaves the cluster loss out (STL-10's unlabeled images). Returns the step's numbers, on the device.
+    """
+    model.train()
+    (z_a, p_a), (z_b, p_b) = model(view_a), model(view_b)
+    instance = instance_loss(z_a, z_b, config.instance_temperature)
+    cluster = cluster_loss(p_a, p_b, config.cluster_temperature, config.entropy_weight)
+    used = {"both": (1, 1), "instance": (1, 0), "cluster": (0, 1)}[config.heads if both else "instance"]
+    loss = used[0] * instance + used[1] * cluster
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()
+    share = (p_a + p_b).detach().mean(0) / 2
+    return {
+        "loss": loss.detach(),
+        "instance_loss": instance.detach(),
+        "cluster_loss": cluster.detach(),
+        "entropy": mean_entropy((p_a + p_b).detach() / 2),
+        "largest_share": share.max(),
+    }
+
+
+def pairs(images: Tensor, config: Config, epoch: int, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs of views of one pass: uint8 (M, C, H, W) → two of (N, C, S, S) per step; M mod N images are left out.
+
+    ``number`` tells the passes of one epoch apart.
+    """
+    n, size = config.batch_size, config.image_size
+    steps = len(images) // n
+    generator = epoch_generator(config.seed, epoch, number)
+    order = torch.randperm(len(images), generator=generator)[: steps * n].to(images.device)
+    height, width = images.shape[2:]
+    drawn = [augmentations.draw(generator, steps * n, height, width, config).to(images.device) for _ in range(2)]
+    augmented = {"both": (True, True), "one": (True, False), "none": (False, False)}[config.views]
+    for start in range(0, steps * n, n):
+        batch, rows = images[order[start : start + n]], slice(start, start + n)
+        yield tuple(
+            augmentations.apply(batch, parameters[rows], size, config.blur_kernel)
+            if random
+            else augmentations.plain(batch, size)
+            for parameters, random in zip(drawn, augmented, strict=True)
+        )
+
+
+def epoch_generator(seed: int, epoch: int, number: int = 0) -> torch.Generator:
+    """The source of all randomness of one pass of one epoch."""
+    mixed = np.random.SeedSequence((seed, epoch, number)).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(mixed))
+
+
+def learning_rate(config: Config, epoch: int) -> float:
+    """Of the epoch (from 0): constant, or half a cosine from ``config.lr`` down to zero."""
+    if config.schedule == "constant":
+        return config.lr
+    return config.lr * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+
+
+def choose_device(config: Config) -> torch.device:
+    """Raises `ConfigError` when CUDA is asked for and absent."""
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ConfigError("no CUDA device found", "setting device", "Known here: 'auto', 'cpu'", "Use device=cpu")
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def _passes(config: Config, data: ImageSet) -> list[tuple[Tensor, bool]]:
+    """The images each epoch goes through, and whether both losses are used on them (§4.2, STL-10)."""
+    passes = [(data.images, True)]
+    if config.unlabeled:
+        passes.insert(0, (data.unlabeled, False))
+    return passes
+
+
+def _summary(epoch: int, steps: list[dict[str, Tensor]], seconds: float) -> Epoch:
+    """Means over the epoch's steps. The device is asked for numbers here only, once per epoch."""
+    means = {name: torch.stack([s[name] for s in steps]).mean().item() for name in steps[0]}
+    if not math.isfinite(means["loss"]):
+        fix = "Lower lr or raise the temperatures; nothing of this epoch was saved"
+        raise NumericalError(f"the loss is {means['loss']}", f"epoch {epoch}", "It must be finite", fix)
+    return {"epoch": epoch, **means, "seconds": seconds}

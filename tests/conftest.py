@@ -1,0 +1,43 @@
+import numpy as np
+import pytest
+import torch
+
+from ccrepro.config import recipe
+from ccrepro.datasets import ImageSet, load
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def digits():
+    return load("digits")
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(7)
+
+
+@pytest.fixture
+def photos(generator):
+    """Six textured colour pictures without symmetry, 20 by 26 pixels: uint8 (6, 3, 20, 26)."""
+    smooth = torch.nn.functional.interpolate(torch.rand(6, 3, 5, 7, generator=generator), (20, 26), mode="bicubic")
+    noise = 0.2 * torch.rand(6, 3, 20, 26, generator=generator)
+    return ((smooth + noise).clamp(0, 1) * 255).byte()
+
+
+@pytest.fixture
+def patterns(generator):
+    """Three classes of 8×8 pictures that anyone can tell apart, 32 of each, with noise."""
+    row, column = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
+    kinds = torch.stack([row % 4 < 2, column % 4 < 2, (row - 3.5) ** 2 + (column - 3.5) ** 2 < 8]).float()
+    labels = torch.arange(96) % 3
+    noise = 0.15 * torch.randn(96, 1, 8, 8, generator=generator)
+    images = ((0.1 + 0.7 * kinds[labels][:, None] + noise).clamp(0, 1) * 255).byte()
+    return ImageSet("digits", images, labels.numpy().astype(np.int64), ("rows", "columns", "disc"), "made here")
+
+
+@pytest.fixture
+def tiny():
+    """Settings that train `patterns` in a second or two."""
+    return recipe("digits", n_clusters=3, batch_size=32, epochs=2)

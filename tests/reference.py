@@ -1,0 +1,63 @@
+"""Slow loops written from the paper's equations and the authors' order of operations, one image at a time."""
+
+import math
+
+import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as TF
+
+from ccrepro.augmentations import ORDERS
+
+
+def cosine(a, b):
+    return (a * b).sum() / (a.norm() * b.norm())
+
+
+def pair_loss(anchor, positive, others, temperature):
+    """Eq. 2 (and eq. 5 for columns), without the pair of a vector with itself, as in the authors' code."""
+    total = sum(torch.exp(cosine(anchor, other) / temperature) for other in others)
+    return -torch.log(torch.exp(cosine(anchor, positive) / temperature) / total)
+
+
+def contrast(a, b, temperature):
+    """Eq. 3: the mean of both directions over all pairs."""
+    m, both, loss = len(a), [*a, *b], 0
+    for i in range(2 * m):
+        others = [both[j] for j in range(2 * m) if j != i]
+        loss = loss + pair_loss(both[i], both[(i + m) % (2 * m)], others, temperature)
+    return loss / (2 * m)
+
+
+def instance_loss(z_a, z_b, temperature):
+    return contrast(z_a, z_b, temperature)
+
+
+def cluster_loss(p_a, p_b, temperature, entropy_weight=1.0):
+    """Eqs. 4 to 6, with the entropy counted from log K in each view."""
+    k = p_a.shape[1]
+    loss = contrast([p_a[:, i] for i in range(k)], [p_b[:, i] for i in range(k)], temperature)
+    for p in (p_a, p_b):
+        share = [p[:, i].sum() / p.sum() for i in range(k)]
+        loss = loss + entropy_weight * (math.log(k) + sum(s * torch.log(s) for s in share))
+    return loss
+
+
+def augment(image, parameters, i, size, kernel):
+    """torchvision's functionals with the parameters of view i, in the authors' order: uint8 (C, H, W) → (C, S, S)."""
+    x = TF.convert_image_dtype(image)
+    x = TF.resized_crop(x, *(int(v) for v in parameters.box[i]), [size, size], antialias=True)
+    if parameters.flip[i]:
+        x = TF.hflip(x)
+    angle, shift_x, shift_y, zoom, shear_x, shear_y = parameters.affine[i].tolist()
+    if (angle, shift_x, shift_y, zoom, shear_x, shear_y) != (0, 0, 0, 1, 0, 0):
+        bilinear = InterpolationMode.BILINEAR
+        x = TF.affine(x, angle, [shift_x, shift_y], zoom, [shear_x, shear_y], interpolation=bilinear)
+    if parameters.jitter[i]:
+        operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+        for number in ORDERS[parameters.order[i]]:
+            x = operations[number](x, float(parameters.factors[i, number]))
+    if parameters.grayscale[i]:
+        x = TF.rgb_to_grayscale(x, num_output_channels=len(x))
+    if parameters.sigma[i] > 0:
+        x = TF.gaussian_blur(x, kernel, float(parameters.sigma[i]))
+    return x

@@ -1,0 +1,84 @@
+import pytest
+import torch
+import torchvision
+from torch.testing import assert_close
+
+from ccrepro.checkpoint import load_weights, save_weights
+from ccrepro.config import recipe
+from ccrepro.model import Backbone, build
+
+PARAMETERS = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032}
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_backbone_is_torchvisions_without_classifier(name):
+    theirs = torchvision.models.get_model(name, weights=None)
+    theirs.fc = torch.nn.Identity()
+    ours = Backbone(name, "imagenet")
+    ours.load_state_dict(theirs.state_dict())  # the same keys and shapes
+    assert count(ours) == PARAMETERS[name]
+    x = torch.rand(2, 3, 64, 64)
+    assert_close(ours.eval()(x), theirs.eval()(x))
+    assert ours.n_features == (2048 if name == "resnet50" else 512)
+
+
+def test_published_model_has_the_published_size():
+    model = build(recipe("cifar10", profile="paper"))
+    assert count(model) == 21_880_778
+    assert count(model.instance_head) == 328_320
+    assert count(model.cluster_head) == 262_656 + 513 * 10
+    assert len(model.state_dict()) == 224
+
+
+def test_cifar_stem_keeps_the_resolution():
+    backbone = Backbone("resnet18", "cifar")
+    shapes = {}
+    backbone.layer1.register_forward_hook(lambda module, x, y: shapes.update(layer1=y.shape))
+    assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, 512)
+    assert shapes["layer1"] == (2, 64, 32, 32)
+    assert backbone.conv1.kernel_size == (3, 3)
+
+
+@pytest.mark.parametrize(("dataset", "profile", "channels"), [("digits", "demo", 1), ("cifar100", "paper", 3)])
+def test_outputs_are_unit_vectors_and_distributions(dataset, profile, channels):
+    config = recipe(dataset, profile=profile)
+    z, p = build(config, channels)(torch.rand(4, channels, 32, 32))
+    assert z.shape == (4, config.instance_dim)
+    assert p.shape == (4, config.n_clusters)
+    assert_close(z.norm(dim=1), torch.ones(4))
+    assert_close(p.sum(1), torch.ones(4))
+
+
+@pytest.mark.parametrize("head", ["instance", "cluster"])
+def test_gradients_of_each_head_reach_it_and_the_backbone_only(head):
+    model = build(recipe("digits"), 1)
+    z, p = model(torch.rand(4, 1, 8, 8))
+    (z[:, 0] if head == "instance" else p[:, 0]).sum().backward()
+    own, other = (model.instance_head, model.cluster_head) if head == "instance" else (model.cluster_head, model.instance_head)
+    assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in [*own.parameters(), model.backbone.conv1.weight])
+    assert all(w.grad is None for w in other.parameters())
+
+
+def test_initial_weights_follow_the_seed_and_leave_torchs_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    a, b, c = (build(recipe("digits", seed=s), 1).state_dict() for s in (1, 1, 2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not torch.equal(a["backbone.conv1.weight"], c["backbone.conv1.weight"])
+
+
+def test_convolutions_start_with_kaimings_fan_out():
+    weight = Backbone("resnet18", "imagenet").layer3[1].conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+
+
+def test_weights_survive_saving(tmp_path):
+    model, other = build(recipe("digits", seed=1), 1), build(recipe("digits", seed=2), 1)
+    save_weights(model, tmp_path / "model.safetensors")
+    load_weights(other, tmp_path / "model.safetensors")
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in model.state_dict().items())
