@@ -1,7 +1,7 @@
 """Contrastive Clustering (Li et al., AAAI 2021), reproduced.
 
 The modules in the order in which data flows; each imports only from those before it:
-errors, config, datasets, augmentations, model, loss, train, checkpoint, metrics, baselines, evaluate, results,
+errors, config, datasets, augmentations, model, loss, train, checkpoint, metrics, baselines, evaluate, run, results,
 plots, notebook, cli.
 """
 

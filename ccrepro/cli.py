@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ccrepro.config import RECIPES, VARIANTS, Config, recipe
+from ccrepro.config import RECIPES, Config, recipe
 from ccrepro.errors import CcreproError, ConfigError, unknown
 
 
@@ -95,13 +95,13 @@ def _config(options: argparse.Namespace) -> Config:
 
 def _train(options: argparse.Namespace) -> None:
     config = _config(options)
-    from ccrepro import datasets, evaluate, results, train  # torch takes seconds to import; mistakes are told at once
+    from ccrepro import datasets, evaluate, run, train  # torch takes seconds to import; mistakes are told at once
 
     data = datasets.load(config.dataset)
-    model, history = train.train(config, data, report=results.RunLog(config))
+    model, history = train.train(config, data, report=run.Log(config))
     clustering = evaluate.evaluate(config, data, model)
-    result = results.record(config, data, model, clustering, history)
-    path = results.save(result, config, model, clustering)
+    result = run.record(config, data, model, clustering, history)
+    path = run.save(result, config, model, clustering)
     print(*(f"{name.upper()} {value:.4f}" for name, value in result["scores"].items()), f"-> {path}")
 
 
@@ -134,7 +134,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _readme(options: argparse.Namespace) -> None:
-    from ccrepro import checkpoint, results
+    from ccrepro import checkpoint, results, run
 
-    path = results.ROOT / "README.md"
+    path = run.ROOT / "README.md"
     checkpoint.atomic_write(path, results.readme_with_results(path.read_text()))

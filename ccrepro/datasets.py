@@ -15,18 +15,20 @@ from ccrepro.config import DATASETS
 from ccrepro.errors import DataError, unknown
 
 # Superclass of each of CIFAR-100's 100 classes, indexed by fine label: the standard coarse labels.
-CIFAR100_SUPERCLASS = np.array(
-    [4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1]
-    + [10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12]
-    + [12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0]
-    + [17, 8, 14, 13]
-)
-CIFAR100_SUPERCLASS_NAMES = (
-    "aquatic mammals|fish|flowers|food containers|fruit and vegetables|household electrical devices|"
-    "household furniture|insects|large carnivores|large man-made outdoor things|"
-    "large natural outdoor scenes|large omnivores and herbivores|medium-sized mammals|non-insect invertebrates|"
-    "people|reptiles|small mammals|trees|vehicles 1|vehicles 2"
-).split("|")
+# fmt: off
+CIFAR100_SUPERCLASS = np.array([
+    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1,
+    10, 12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12,
+    12, 16, 12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0,
+    17, 8, 14, 13,
+])
+CIFAR100_SUPERCLASS_NAMES = [
+    "aquatic mammals", "fish", "flowers", "food containers", "fruit and vegetables", "household electrical devices",
+    "household furniture", "insects", "large carnivores", "large man-made outdoor things",
+    "large natural outdoor scenes", "large omnivores and herbivores", "medium-sized mammals",
+    "non-insect invertebrates", "people", "reptiles", "small mammals", "trees", "vehicles 1", "vehicles 2",
+]
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ def load(name: str, root: str | Path | None = None) -> ImageSet:
     facts = DATASETS[name]
     found = (len(images), len(np.unique(labels)), 0 if unlabeled is None else len(unlabeled))
     if found != facts[1:]:
-        what = f"{facts.title} has {found[0]} images, {found[1]} classes and {found[2]} unlabeled images"
-        raise DataError(what, str(root), f"Expected {facts[1:]}", "Remove the folder and fetch the data again")
+        counts = "{} images, {} classes, {} unlabeled images"
+        what, allowed = f"{facts.title} has " + counts.format(*found), "Expected " + counts.format(*facts[1:])
+        raise DataError(what, str(root), allowed, "Remove the folder and fetch the data again")
     digest = hashlib.sha256(images.numpy().tobytes() + labels.astype("<i8").tobytes()).hexdigest()
     return ImageSet(name, images, labels, tuple(class_names), digest, unlabeled)
 

@@ -66,7 +66,7 @@ def score(config: Config, data: ImageSet, clustering: Clustering) -> dict[str, d
     return result
 
 
-def tsne(clustering: Clustering, labels: np.ndarray, n_points: int = 2000, seed: int = 0) -> dict[str, list]:
+def tsne(clustering: Clustering, labels: np.ndarray, n_points: int = 1000, seed: int = 0) -> dict[str, list]:
     """Two-dimensional t-SNE of at most ``n_points`` images, drawn at random: x, y, label and cluster of each."""
     rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:n_points])
     points = TSNE(random_state=seed, n_jobs=1).fit(clustering.features[rows]).round(2)

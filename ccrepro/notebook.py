@@ -18,7 +18,7 @@ from papermill.exceptions import PapermillExecutionError
 from ccrepro import errors
 from ccrepro.checkpoint import atomic_write
 from ccrepro.errors import CcreproError, ConfigError, unknown
-from ccrepro.results import ROOT
+from ccrepro.run import ROOT
 
 
 class NotebookError(CcreproError):

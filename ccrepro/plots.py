@@ -14,10 +14,11 @@ import seaborn as sns
 import torch
 from matplotlib.figure import Figure
 
+from ccrepro import run
 from ccrepro.checkpoint import atomic_write
 from ccrepro.config import DATASETS, Config
 from ccrepro.datasets import ImageSet
-from ccrepro.results import ROOT, TABLES
+from ccrepro.results import TABLES
 from ccrepro.train import pairs
 
 STYLE = {
@@ -34,17 +35,25 @@ COLORS = sns.color_palette("colorblind")
 
 
 def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Give a plotting function the house style, and keep pyplot from showing its figure a second time."""
+    """Give a plotting function the house style, keep pyplot from showing its figure a second time, and show
+    *not run* where it is asked for an empty list of records."""
 
     @functools.wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure:
         with plt.rc_context(STYLE):
-            result = draw(*args, **kwargs)
+            result = _not_run() if args[0] == [] else draw(*args, **kwargs)
             result.canvas.draw()  # lay out while the style holds
         plt.close(result)
         return result
 
     return styled
+
+
+def _not_run() -> Figure:
+    result, axis = plt.subplots(figsize=(3, 1))
+    axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
+    axis.set_axis_off()
+    return result
 
 
 def save(drawn: Figure, name: str, profile: str, results_dir: str | Path = "results") -> Figure:
@@ -53,7 +62,7 @@ def save(drawn: Figure, name: str, profile: str, results_dir: str | Path = "resu
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             drawn.savefig(buffer, format=kind, metadata=metadata)
-            atomic_write(ROOT / results_dir / "figures" / profile / f"{name}.{kind}", buffer.getvalue())
+            atomic_write(run.ROOT / results_dir / "figures" / profile / f"{name}.{kind}", buffer.getvalue())
     return drawn
 
 
@@ -102,38 +111,42 @@ def losses(records: Sequence[dict[str, Any]]) -> Figure:
 
 
 @figure
-def confusion(record: dict[str, Any]) -> Figure:
-    """Counts of images by class and matched cluster."""
-    counts = np.array(record["contingency"])
-    names = record["class_names"]
-    side = 1.8 + 0.38 * len(names)
+def confusion(records: Sequence[dict[str, Any]]) -> Figure:
+    """Counts of images by class and matched cluster, of the first record."""
+    record = records[0]
+    counts, names = np.array(record["contingency"]), record["class_names"]
+    side = 1.8 + 0.38 * min(len(names), 20)
     result, axis = plt.subplots(figsize=(side + 1, side))
-    columns = [*names, *[f"+{i + 1}" for i in range(counts.shape[1] - len(names))]][: counts.shape[1]]
-    shown = pd.DataFrame(counts, index=names, columns=columns)
-    sns.heatmap(shown, annot=len(names) <= 15, fmt="d", cmap="Blues", ax=axis, cbar_kws={"label": "images"}, square=True)
-    axis.set(xlabel="cluster, matched to the class that gives the highest ACC", ylabel="class")
+    unmatched = [f"+{i + 1}" for i in range(counts.shape[1] - len(names))]
+    shown = pd.DataFrame(counts, index=names, columns=[*names, *unmatched][: counts.shape[1]])
+    few = len(names) <= 20
+    sns.heatmap(shown, annot=few, fmt="d", cmap="Blues", ax=axis, cbar_kws={"label": "images"}, square=True,
+                xticklabels=few, yticklabels=few)  # fmt: skip
+    axis.set(xlabel="cluster, under the name of its matched class", ylabel="class")
     axis.set_title(f"{_run_title(record)}: ACC {record['scores']['acc']:.3f}")
     axis.tick_params(axis="y", rotation=0)
     return result
 
 
 @figure
-def feature_space(record: dict[str, Any]) -> Figure:
-    """t-SNE of the instance head's output (pixels for a baseline), by class and by cluster."""
+def feature_space(records: Sequence[dict[str, Any]]) -> Figure:
+    """t-SNE of the instance head's output (pixels for a baseline), by class and by cluster, of the first record."""
+    record = records[0]
     points, names = record["tsne"], record["class_names"]
     result, axes = plt.subplots(1, 2, figsize=(10, 4.6), sharex=True, sharey=True)
     for axis, by in zip(axes, ("label", "cluster"), strict=True):
         kinds = sorted(set(points[by]))
         palette = sns.color_palette("tab10" if len(kinds) <= 10 else "husl", len(kinds))
         sns.scatterplot(x=points["x"], y=points["y"], hue=points[by], palette=palette, s=9, lw=0, ax=axis, legend=False)
-        for kind in kinds:
+        for kind in kinds if len(kinds) <= 20 else ():
             rows = np.array(points[by]) == kind
             x, y = np.median(np.array(points["x"])[rows]), np.median(np.array(points["y"])[rows])
             text = names[kind] if by == "label" else str(kind)
             axis.text(x, y, text, ha="center", va="center", weight="bold", bbox={"fc": "w", "ec": "0.6", "pad": 1.5})
         axis.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
         axis.set_title(f"coloured by {'class (not seen in training)' if by == 'label' else 'cluster'}")
-    result.suptitle(f"{_run_title(record)}: {len(points['x'])} images")
+    space = "pixels" if record["config"]["baseline"] else "output of the instance head"
+    result.suptitle(f"{_run_title(record)}: {space}, {len(points['x'])} images")
     return result
 
 

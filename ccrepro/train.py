@@ -38,7 +38,7 @@ def train(
     device = choose_device(config)
     torch.set_num_threads(config.threads)
     model = build(config, channels=data.images.shape[1]).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     passes = [(images.to(device), both) for images, both in _passes(config, data)]
     history: list[Epoch] = []
     for epoch in range(config.epochs):

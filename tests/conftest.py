@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from ccrepro import run
 from ccrepro.config import recipe
 from ccrepro.datasets import ImageSet, load
 
@@ -41,3 +42,10 @@ def patterns(generator):
 def tiny():
     """Settings that train `patterns` in a second or two."""
     return recipe("digits", n_clusters=3, batch_size=32, epochs=2)
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A folder that stands for the clone."""
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    return tmp_path

@@ -1,0 +1,82 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from torch.testing import assert_close
+
+from ccrepro import baselines
+from ccrepro.augmentations import plain
+from ccrepro.config import recipe
+from ccrepro.evaluate import Clustering, evaluate, represent, score, tsne
+from ccrepro.metrics import accuracy, scores
+from ccrepro.model import build
+
+
+@pytest.fixture
+def model(tiny):
+    return build(tiny, 1)
+
+
+def test_representation_does_not_depend_on_the_batch(patterns, model):
+    whole, parts = (represent(model, patterns.images, 8, batch_size=n) for n in (96, 7))
+    for a, b in zip(whole, parts, strict=True):
+        assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def test_representation_is_the_model_in_evaluation_mode(patterns, model):
+    z, p = represent(model.train(), patterns.images, 8)
+    with torch.no_grad():
+        expected = model.eval()(plain(patterns.images, 8))
+    assert_close((torch.from_numpy(z), torch.from_numpy(p)), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", ["cc", "cluster-only"])
+def test_the_cluster_head_assigns_by_argmax(patterns, tiny, model, variant):
+    found = evaluate(dataclasses.replace(tiny, variant=variant), patterns, model)
+    _, p = represent(model, patterns.images, 8)
+    assert np.array_equal(found.labels_pred, p.argmax(1))
+    assert np.array_equal(found.confidence, p.max(1))
+
+
+def test_the_instance_head_alone_is_clustered_by_kmeans(patterns, tiny, model):
+    found = evaluate(dataclasses.replace(tiny, heads="instance"), patterns, model)
+    z, _ = represent(model, patterns.images, 8)
+    assert np.array_equal(found.labels_pred, KMeans(3, n_init=10, random_state=0).fit_predict(z))
+    assert found.confidence is None
+
+
+def test_kmeans_on_pixels_of_digits_scores_what_is_known(digits):
+    """performance.md's sketch and others: ACC .793, NMI .742, ARI .668, ± .005 over seeds."""
+    config = recipe("digits", variant="kmeans-pixels")
+    found = evaluate(config, digits, None)
+    assert scores(digits.labels, found.labels_pred) == pytest.approx(
+        {"acc": 0.793, "nmi": 0.742, "ari": 0.668}, abs=0.01
+    )
+    assert found.features.shape == (1797, 64)
+
+
+def test_kmeans_repeats_with_its_seed(patterns):
+    pixels = patterns.images.flatten(1).numpy() / 255
+    a, b = (baselines.kmeans(pixels, 3, seed=4) for _ in "ab")
+    assert np.array_equal(a, b)
+    assert accuracy(patterns.labels, a) == 1
+
+
+def test_score_adds_kmeans_for_the_full_method_only(patterns, tiny, model):
+    both = score(tiny, patterns, evaluate(tiny, patterns, model))
+    assert set(both) == {"scores", "scores_kmeans_on_features"}
+    alone = dataclasses.replace(tiny, heads="instance")
+    assert set(score(alone, patterns, evaluate(alone, patterns, model))) == {"scores"}
+
+
+def test_tsne_keeps_neighbours_and_names_each_point(generator):
+    labels = np.repeat([0, 1, 2], 40)
+    features = np.eye(3)[labels] * 5 + torch.randn(120, 3, generator=generator).numpy() * 0.1
+    points = tsne(Clustering(labels[::-1].copy(), features.astype(np.float32)), labels, n_points=90)
+    assert {len(v) for v in points.values()} == {90}
+    xy, kind = np.stack([points["x"], points["y"]], 1), np.array(points["label"])
+    distance = np.linalg.norm(xy[:, None] - xy, axis=2) + 1e9 * np.eye(90)
+    assert (kind[distance.argmin(1)] == kind).mean() > 0.95
+    assert [2 - k for k in kind] == points["cluster"]

@@ -1,0 +1,133 @@
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+
+from ccrepro import notebook
+from ccrepro.errors import ConfigError, DataError
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+REPORTS = {"03_main_results": "main_results", "04_augmentation": "augmentation", "05_heads": "heads"}
+
+
+def code_cells(path):
+    return [c for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+
+
+@pytest.fixture
+def made(tmp_path):
+    """Write a notebook of the given code cells, the first being its parameters."""
+
+    def make(*sources, tagged=True):
+        cells = [nbformat.v4.new_code_cell(s) for s in sources]
+        cells[0].metadata["tags"] = ["parameters"] if tagged else []
+        book = nbformat.v4.new_notebook(cells=cells)
+        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(book, tmp_path / "made.ipynb")
+        return tmp_path / "made.ipynb"
+
+    return make
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_keeps_the_conventions(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    cells = code_cells(path)
+    assert all(not c.outputs and c.execution_count is None for c in cells), "not stripped"
+    assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
+    assert "notebook.check_injected(In)" in cells[1].source
+    assert all(len(c.source.splitlines()) <= 10 for c in cells)
+    assert not any(word in c.source for c in cells for word in ("def ", "class ", "plt."))
+    assert book.cells[0].source.startswith("# ")
+    assert all("#" in line for line in cells[0].source.splitlines()), "a parameter without its comment"
+
+
+def test_training_notebook_writes_a_run_record(tmp_path):
+    parameters = {
+        "overrides": {"epochs": 1},
+        "runs_dir": str(tmp_path / "runs"),
+        "results_dir": str(tmp_path / "results"),
+    }
+    output = notebook.run(ROOT / "notebooks/02_train.ipynb", tmp_path / "02.ipynb", parameters)
+    record = json.loads((tmp_path / "runs/demo/digits/cc-seed0+epochs=1/run.json").read_text())
+    assert record["epochs"] == 1
+    assert 0 < record["scores"]["acc"] < 1
+    assert not (tmp_path / "results").exists()
+    pictures = [o for c in code_cells(output) for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 4
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_report_notebook_makes_its_table_and_figures(name, tmp_path):
+    shutil.copytree(ROOT / "results/runs", tmp_path / "results/runs")
+    results = tmp_path / "results"
+    output = notebook.run(ROOT / f"notebooks/{name}.ipynb", tmp_path / "out.ipynb", {"results_dir": str(results)})
+    table = f"tables/demo/{REPORTS[name]}.md"
+    assert (results / table).read_text() == (ROOT / "results" / table).read_text()
+    saved = {p.name for p in (results / "figures/demo").iterdir()}
+    assert f"{REPORTS[name]}.png" in saved
+    pictures = [o for c in code_cells(output) for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == sum(name.endswith(".png") for name in saved)
+
+
+def test_equal_runs_give_equal_files(made, tmp_path):
+    path = made("seed = 0  # any", "seed + 1")
+    for name in "ab":
+        notebook.run(path, tmp_path / f"{name}.ipynb", {"seed": 4})
+    assert (tmp_path / "a.ipynb").read_bytes() == (tmp_path / "b.ipynb").read_bytes()
+    assert code_cells(tmp_path / "a.ipynb")[-1].outputs[0]["data"]["text/plain"] == "5"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_unknown_parameter_fails_before_anything_runs(path, tmp_path):
+    with pytest.raises(ConfigError, match=r"unknown parameter 'profle'.*Write 'profile'"):
+        notebook.run(path, tmp_path / "out.ipynb", {"profle": 1})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_notebook_without_parameters_cell(made, tmp_path):
+    with pytest.raises(ConfigError, match="without parameters cell"):
+        notebook.run(made("seed = 0", tagged=False), tmp_path / "out.ipynb", {"seed": 1})
+
+
+def test_papermill_by_hand_fails_at_an_unknown_parameter_too(tmp_path):
+    with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'sede'"):
+        papermill.execute_notebook(
+            str(ROOT / "notebooks/02_train.ipynb"), str(tmp_path / "o.ipynb"), {"sede": 1}, progress_bar=False
+        )
+
+
+def test_bad_dataset_in_a_notebook_is_one_line_and_exit_2(tmp_path):
+    command = [sys.executable, "-m", "ccrepro", "notebook", "notebooks/02_train.ipynb", str(tmp_path / "o.ipynb")]
+    done = subprocess.run([*command, "dataset=mnist"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("ccrepro: error: unknown data set 'mnist'")
+    assert done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("1 / 0", "ZeroDivisionError"),
+        ("import sys; sys.exit(0)", "did not run"),
+        ("raise KeyError('x')", "KeyError"),
+    ],
+)
+def test_failed_notebook_leaves_no_output(made, tmp_path, source, says):
+    with pytest.raises(notebook.NotebookError, match=says):
+        notebook.run(made("seed = 0  # any", source, "seed"), tmp_path / "out.ipynb", {})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_error_of_the_package_keeps_its_kind(made, tmp_path):
+    source = "from ccrepro.errors import DataError\nraise DataError('gone', 'here', 'There', 'Look')"
+    with pytest.raises(DataError, match=r"^gone \(here\). There. Look.$"):
+        notebook.run(made("seed = 0  # any", source), tmp_path / "out.ipynb", {})

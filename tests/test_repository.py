@@ -1,0 +1,79 @@
+"""What is written down twice must agree: README and results, environment.yml and pyproject.toml, help and Makefile."""
+
+import json
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+
+from ccrepro import results, run
+from ccrepro.config import RECIPES, recipe
+
+ROOT = Path(__file__).parents[1]
+RECORDS = sorted((ROOT / "results/runs").rglob("*.json"))
+
+
+def test_readme_shows_the_published_results():
+    text = (ROOT / "README.md").read_text()
+    assert results.readme_with_results(text) == text, "README.md is stale: run `make tables`"
+
+
+@pytest.mark.parametrize("name", results.TABLES)
+def test_tables_follow_from_the_run_records(name):
+    saved = (ROOT / f"results/tables/demo/{name}.md").read_text()
+    assert results.markdown(name, run.load_runs("demo")) == saved, "run `make tables`"
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda p: "/".join(p.parts[-3:]))
+def test_run_records_are_of_todays_recipes(path):
+    record = json.loads(path.read_text())
+    config = recipe(record["dataset"], record["profile"], record["variant"], record["seed"])
+    assert f"{config.cell}.json" == "/".join(path.parts[-3:])
+    assert record["overrides"] == {}
+    assert recipe(**record["config"]).overrides() == {}
+    assert re.fullmatch("[0-9a-f]{40}", record["commit"]), "made by code that is not in a commit"
+
+
+def test_demo_has_three_seeds_and_beats_kmeans():
+    runs = run.load_runs("demo")
+    acc = runs.groupby("variant").acc
+    assert (acc.size() >= 3).all()
+    cc = runs[runs.variant == "cc"][["acc", "nmi", "ari"]].mean()
+    assert (cc >= [0.96, 0.93, 0.92]).all()
+    assert acc.mean()["cc"] > acc.mean()["kmeans-pixels"] + 0.15
+
+
+def test_environment_installs_what_pyproject_lists():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert environment["dependencies"] == [f"python{project['requires-python']}", "pip", {"pip": ["-e .[dev]"]}]
+
+
+def test_every_dependency_says_why_it_is_there():
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    assert [line for line in lines if re.match(r'    "[\w-]+>=', line) and "  # " not in line] == []
+
+
+def test_make_help_lists_every_target_a_reader_is_told_of():
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = set(re.findall(r"`make (\w+)", (ROOT / "README.md").read_text()))
+    assert told <= set(re.findall(r"^  make (\w+)", shown, flags=re.M))
+    assert {"reproduce", "test", "tables", "lab"} <= told
+
+
+def test_makefile_runs_the_papers_data_sets():
+    shown = subprocess.run(
+        ["make", "help", "PROFILE=paper"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    assert re.search(r'DATASETS="(.*?)"', shown)[1].split() == list(RECIPES["paper"])
+
+
+def test_bad_name_stops_make_before_anything_is_written():
+    before = subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout
+    done = subprocess.run(["make", "reproduce", "DATASETS=mnist"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "ccrepro: error: unknown data set 'mnist'" in done.stderr
+    assert subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout == before

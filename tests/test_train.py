@@ -1,0 +1,163 @@
+import copy
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ccrepro import augmentations
+from ccrepro.config import recipe
+from ccrepro.errors import ConfigError, NumericalError
+from ccrepro.evaluate import evaluate
+from ccrepro.loss import cluster_loss, instance_loss
+from ccrepro.metrics import accuracy
+from ccrepro.model import build
+from ccrepro.train import choose_device, epoch_generator, learning_rate, pairs, step, train
+
+TIMES = {"seconds"}
+
+
+def untimed(history):
+    return [{k: v for k, v in epoch.items() if k not in TIMES} for epoch in history]
+
+
+def test_three_easy_classes_are_found(patterns, tiny):
+    config = dataclasses.replace(tiny, epochs=30)
+    model, history = train(config, patterns)
+    assert accuracy(patterns.labels, evaluate(config, patterns, model).labels_pred) >= 0.95
+    assert history[-1]["loss"] < history[0]["loss"] - 0.5
+
+
+def test_same_seed_same_history_and_weights(patterns, tiny):
+    (a, history_a), (b, history_b) = train(tiny, patterns), train(tiny, patterns)
+    assert untimed(history_a) == untimed(history_b)
+    assert all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+def test_another_seed_another_history(patterns, tiny):
+    other = dataclasses.replace(tiny, seed=1)
+    assert untimed(train(tiny, patterns)[1]) != untimed(train(other, patterns)[1])
+
+
+def test_labels_are_never_read(patterns, tiny):
+    blind = dataclasses.replace(patterns, labels=np.zeros(0, dtype=np.int64))
+    assert untimed(train(tiny, blind)[1]) == untimed(train(tiny, patterns)[1])
+
+
+def test_history_reports_every_epoch(patterns, tiny):
+    seen = []
+    _, history = train(tiny, patterns, report=seen.append)
+    assert seen == history
+    assert [epoch["epoch"] for epoch in history] == [1, 2]
+    assert 0 < history[0]["entropy"] <= math.log(3)
+    assert 1 / 3 <= history[0]["largest_share"] <= 1
+
+
+def test_a_step_minimises_the_sum_of_both_losses(patterns, tiny):
+    """One step equals: two forwards with their own batch statistics, both losses, one step of Adam."""
+    view_a, view_b = next(pairs(patterns.images, tiny, epoch=0))
+    model = build(tiny, 1)
+    by_hand = copy.deepcopy(model)
+    numbers = step(model, torch.optim.Adam(model.parameters(), lr=tiny.lr), view_a, view_b, tiny)
+    optimizer = torch.optim.Adam(by_hand.parameters(), lr=tiny.lr)
+    (z_a, p_a), (z_b, p_b) = by_hand(view_a), by_hand(view_b)
+    loss = instance_loss(z_a, z_b, 0.5) + cluster_loss(p_a, p_b, 1.0)
+    loss.backward()
+    optimizer.step()
+    assert numbers["loss"].item() == loss.item()
+    for name, value in by_hand.state_dict().items():
+        assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+    assert model.backbone.bn1.num_batches_tracked == 2
+
+
+@pytest.mark.parametrize(("heads", "frozen"), [("instance", "cluster_head"), ("cluster", "instance_head")])
+def test_an_ablated_head_does_not_learn(patterns, tiny, heads, frozen):
+    config = dataclasses.replace(tiny, heads=heads)
+    trained, start = train(config, patterns)[0], build(config, 1)
+    for head in ("instance_head", "cluster_head"):
+        moved = not torch.equal(getattr(trained, head)[0].weight, getattr(start, head)[0].weight)
+        assert moved == (head != frozen)
+
+
+def test_unlabeled_images_train_the_instance_head_only(patterns):
+    config = recipe("stl10", profile="paper", backbone="small", image_size=8, batch_size=32, n_clusters=3)
+    model = build(config, 1)
+    gray = dataclasses.replace(config, jitter=0, grayscale=0)
+    step(model, torch.optim.SGD(model.parameters(), lr=0.1), *next(pairs(patterns.images, gray, 0)), gray, both=False)
+    assert all(w.grad is None or not w.grad.any() for w in model.cluster_head.parameters())
+    assert all(w.grad.any() for w in model.instance_head.parameters())
+
+
+def test_an_epoch_with_unlabeled_images_is_two_passes(patterns, monkeypatch):
+    config = recipe("stl10", profile="paper", backbone="small", image_size=8, batch_size=32, epochs=1)
+    data = dataclasses.replace(patterns, unlabeled=patterns.images.repeat(2, 1, 1, 1))
+    calls = []
+    real = step
+    monkeypatch.setattr("ccrepro.train.step", lambda *args: calls.append(args[-1]) or real(*args))
+    train(config, data)
+    assert calls == [False] * 6 + [True] * 3
+
+
+class TestPairs:
+    def test_every_image_comes_once_and_the_rest_is_left_out(self, tiny):
+        images = torch.arange(70, dtype=torch.uint8).view(70, 1, 1, 1).expand(70, 1, 8, 8)
+        plain = dataclasses.replace(tiny, views="none")
+        batches = [(a[:, 0, 0, 0] * 255).round().int().tolist() for a, _ in pairs(images, plain, epoch=0)]
+        assert [len(b) for b in batches] == [32, 32]
+        assert len({image for batch in batches for image in batch}) == 64
+
+    def test_each_epoch_has_its_own_order_and_draws(self, patterns, tiny):
+        first, second, again = (next(pairs(patterns.images, tiny, epoch=e))[0] for e in (0, 1, 0))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, second)
+
+    @pytest.mark.parametrize(("views", "equal"), [("both", False), ("one", False), ("none", True)])
+    def test_views_are_augmented_as_table_3_says(self, patterns, tiny, views, equal):
+        config = dataclasses.replace(tiny, views=views)
+        a, b = next(pairs(patterns.images, config, epoch=0))
+        order = torch.randperm(96, generator=epoch_generator(tiny.seed, 0))[:32]
+        plain = augmentations.plain(patterns.images[order], 8)
+        assert torch.equal(a, b) == equal
+        assert torch.equal(b, plain) == (views != "both")
+        assert torch.equal(a, plain) == (views == "none")
+
+
+def test_generators_differ_by_seed_epoch_and_pass():
+    streams = {
+        tuple(torch.rand(3, generator=epoch_generator(s, e, n)).tolist())
+        for s in range(3)
+        for e in range(3)
+        for n in range(2)
+    }
+    assert len(streams) == 18
+
+
+def test_learning_rate():
+    constant = recipe("digits", lr=0.1, schedule="constant", epochs=10)
+    assert [learning_rate(constant, e) for e in (0, 9)] == [0.1, 0.1]
+    cosine = recipe("digits", lr=0.1, schedule="cosine", epochs=10)
+    assert [learning_rate(cosine, e) for e in (0, 5)] == pytest.approx([0.1, 0.05])
+    assert 0 < learning_rate(cosine, 9) < 0.005
+
+
+def test_a_loss_that_is_not_finite_stops(patterns, tiny):
+    with pytest.raises(NumericalError, match="epoch 1") as caught:
+        train(dataclasses.replace(tiny, lr=1e30), patterns)
+    assert caught.value.exit_code == 5
+
+
+def test_a_batch_larger_than_the_data(patterns):
+    with pytest.raises(ConfigError, match="batch_size is 128, but digits has 96 images"):
+        train(recipe("digits", n_clusters=3), patterns)
+
+
+def test_a_baseline_trains_nothing(patterns):
+    assert train(recipe("digits", variant="kmeans-pixels"), patterns) == (None, [])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_cuda_without_gpu():
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        choose_device(recipe("digits", device="cuda"))
