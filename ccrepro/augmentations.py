@@ -30,7 +30,7 @@ class Parameters:
 
     box: Tensor  # (N, 4) top, left, height, width of the crop in pixels
     flip: Tensor  # (N,) bool
-    affine: Tensor  # (N, 6) angle, shift x, shift y in pixels of the view, zoom, shear x, shear y in degrees
+    affine: Tensor  # (N, 5) angle, shift x, shift y in pixels of the view, shear x, shear y; angles in degrees
     jitter: Tensor  # (N,) bool
     factors: Tensor  # (N, 4) brightness, contrast, saturation, hue
     order: Tensor  # (N,) row of ORDERS
@@ -59,9 +59,7 @@ def draw(generator: torch.Generator, n: int, height: int, width: int, config: Co
     return Parameters(
         box=_draw_box(uniform, height, width, config),
         flip=happens(config.flip),
-        affine=torch.stack(
-            (angle, uniform(-shift, shift), uniform(-shift, shift), uniform(*config.zoom), shear_x, shear_y), 1
-        ),
+        affine=torch.stack((angle, uniform(-shift, shift), uniform(-shift, shift), shear_x, shear_y), 1),
         jitter=happens(config.jitter),
         factors=torch.stack([uniform(1 - s, 1 + s) for s in strengths] + [uniform(-config.hue, config.hue)], 1),
         order=torch.randint(len(ORDERS), (n,), generator=generator),
@@ -135,18 +133,17 @@ def _resize_weights(start: Tensor, length: Tensor, n_in: int, n_out: int) -> Ten
 
 
 def affine(x: Tensor, parameters: Tensor) -> Tensor:
-    """Rotation, shift, zoom and shear about the centre, bilinear, zero outside: float (N, C, S, S) → the same."""
-    identity = torch.tensor([0.0, 0.0, 0.0, 1.0, 0.0, 0.0], device=x.device)
-    if bool((parameters == identity).all()):
+    """Rotation, shift and shear about the centre, bilinear, zero outside: float (N, C, S, S) → the same."""
+    if not parameters.any():
         return x
-    angle, shift_x, shift_y, zoom, shear_x, shear_y = parameters.unbind(1)
+    angle, shift_x, shift_y, shear_x, shear_y = parameters.unbind(1)
     angle, shear_x, shear_y = (torch.deg2rad(v) for v in (angle, shear_x, shear_y))
-    # Forward map R(angle) · Shear · zoom, as in torchvision.transforms.functional.affine; sampling needs its inverse.
+    # Forward map, of determinant 1, as in torchvision.transforms.functional.affine; sampling needs its inverse.
     a = torch.cos(angle - shear_y) / torch.cos(shear_y)
     b = -torch.cos(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(angle)
     c = torch.sin(angle - shear_y) / torch.cos(shear_y)
     d = -torch.sin(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) + torch.cos(angle)
-    inverse = torch.stack((d, -b, -c, a), 1).reshape(-1, 2, 2) / zoom[:, None, None]
+    inverse = torch.stack((d, -b, -c, a), 1).reshape(-1, 2, 2)
     shift = torch.stack((shift_x, shift_y), 1)[:, :, None] * (2 / x.shape[-1])
     grid = F.affine_grid(torch.cat((inverse, -inverse @ shift), 2), list(x.shape), align_corners=False)
     return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)

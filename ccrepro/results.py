@@ -174,20 +174,24 @@ def markdown(name: str, runs: pd.DataFrame) -> str:
 BEGIN, END = "<!-- results: made by `make tables`, do not edit -->", "<!-- end of results -->"
 
 
-def readme_with_results(text: str, results_dir: str | Path = "results", profile: str = "demo") -> str:
-    """The README's text with its results section made anew from the published records."""
-    runs = run.load_runs(profile, results_dir)
-    tables = "\n".join(markdown(name, runs) for name in TABLES)
-    section = f"{BEGIN}\n\n{provenance(profile, results_dir)}\n\n{tables}\n{END}"
+def readme_with_results(text: str, results_dir: str | Path = "results") -> str:
+    """The README's text with its results section made anew from the published records of every profile."""
+    profiles = [p for p in RECIPES if run.load_records(p, results_dir)]
+    parts = [f"{provenance(p, results_dir)}\n\n{_all_tables(p, results_dir)}" for p in profiles] or ["No run yet.\n"]
     before, rest = text.split(BEGIN)
-    return before + section + rest.split(END)[1]
+    return "\n".join((before + BEGIN, *parts, END + rest.split(END)[1]))
+
+
+def _all_tables(profile: str, results_dir: str | Path) -> str:
+    runs = run.load_runs(profile, results_dir)
+    return "\n".join(markdown(name, runs) for name in TABLES)
 
 
 def provenance(profile: str, results_dir: str | Path = "results") -> str:
     """One sentence on what the published runs of a profile ran on, and for how long."""
     records = [r for r in run.load_records(profile, results_dir) if r["epochs"]]
     if not records:
-        return f"Profile `{profile}`: no run yet."
+        return f"Profile `{profile}`: nothing was trained."
     machines = sorted({r["hardware"]["gpu"] or f"one core of {r['hardware']['cpu']}" for r in records})
     seconds = [r["seconds"] for r in records]
     commits = sorted({r["commit"][:10] + r["commit"][40:] for r in records})

@@ -48,10 +48,10 @@ def augment(image, parameters, i, size, kernel):
     x = TF.resized_crop(x, *(int(v) for v in parameters.box[i]), [size, size], antialias=True)
     if parameters.flip[i]:
         x = TF.hflip(x)
-    angle, shift_x, shift_y, zoom, shear_x, shear_y = parameters.affine[i].tolist()
-    if (angle, shift_x, shift_y, zoom, shear_x, shear_y) != (0, 0, 0, 1, 0, 0):
-        bilinear = InterpolationMode.BILINEAR
-        x = TF.affine(x, angle, [shift_x, shift_y], zoom, [shear_x, shear_y], interpolation=bilinear)
+    angle, *shift_and_shear = parameters.affine[i].tolist()
+    if parameters.affine[i].any():
+        shift, shear = shift_and_shear[:2], shift_and_shear[2:]
+        x = TF.affine(x, angle, shift, 1.0, shear, interpolation=InterpolationMode.BILINEAR)
     if parameters.jitter[i]:
         operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
         for number in ORDERS[parameters.order[i]]:

@@ -11,7 +11,7 @@ PUBLISHED = {
     "instance_temperature": 0.5, "cluster_temperature": 1.0, "entropy_weight": 1.0,
     "lr": 0.0003, "schedule": "constant", "batch_size": 256, "epochs": 1000,
     "crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": 0.5, "jitter": 0.8, "grayscale": 0.2,
-    "blur_kernel": 23, "blur_sigma": (0.1, 2.0), "rotation": 0.0, "translation": 0.0, "zoom": (1.0, 1.0), "shear": 0.0,
+    "blur_kernel": 23, "blur_sigma": (0.1, 2.0), "rotation": 0.0, "translation": 0.0, "shear": 0.0,
     "views": "both", "heads": "both", "baseline": "", "device": "auto", "threads": 1,
 }  # fmt: skip
 HALF = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}

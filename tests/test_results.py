@@ -93,7 +93,7 @@ def test_readme_section_is_replaced_and_nothing_else(root):
     assert new.startswith("before\n")
     assert new.endswith("\nafter\n")
     assert "old" not in new
-    assert "no run yet" in new
+    assert "No run yet" in new
     assert results.readme_with_results(new) == new
 
 
