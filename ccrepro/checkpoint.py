@@ -1,30 +1,11 @@
-"""Files that are whole or absent, and weights without pickle."""
+"""Weights on disk, without pickle."""
 
-import os
-import tempfile
 from pathlib import Path
 
 from safetensors.torch import load_file, save
 from torch import nn
 
-
-def atomic_write(path: str | Path, content: str | bytes) -> Path:
-    """Write a file so that nobody ever sees half of it: temporary name in the same folder, fsync, rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    return path
+from ccrepro.files import atomic_write
 
 
 def save_weights(model: nn.Module, path: str | Path) -> Path:

@@ -134,7 +134,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _readme(options: argparse.Namespace) -> None:
-    from ccrepro import checkpoint, results, run
+    from ccrepro import files, results
 
-    path = run.ROOT / "README.md"
-    checkpoint.atomic_write(path, results.readme_with_results(path.read_text()))
+    path = files.ROOT / "README.md"
+    files.atomic_write(path, results.readme_with_results(path.read_text()))

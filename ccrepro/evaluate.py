@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from openTSNE import TSNE
 
 from ccrepro.augmentations import plain
 from ccrepro.baselines import BASELINES, kmeans
@@ -68,6 +67,8 @@ def score(config: Config, data: ImageSet, clustering: Clustering) -> dict[str, d
 
 def tsne(clustering: Clustering, labels: np.ndarray, n_points: int = 1000, seed: int = 0) -> dict[str, list]:
     """Two-dimensional t-SNE of at most ``n_points`` images, drawn at random: x, y, label and cluster of each."""
+    from openTSNE import TSNE  # late: two seconds that only a finished run needs
+
     rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:n_points])
     points = TSNE(random_state=seed, n_jobs=1).fit(clustering.features[rows]).round(2)
     columns = {"x": points[:, 0], "y": points[:, 1], "label": labels[rows], "cluster": clustering.labels_pred[rows]}

@@ -10,12 +10,13 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from ccrepro.config import Config
 
-# Residual block, blocks per stage, channels of the first stage. "small" is ours, for pictures of a few pixels.
+# Residual block, blocks per stage, channels of the first stage. "small" is ours, for pictures of a few pixels: its
+# first stage is the stem alone.
 BACKBONES = {
     "resnet18": (BasicBlock, (2, 2, 2, 2), 64),
     "resnet34": (BasicBlock, (3, 4, 6, 3), 64),
     "resnet50": (Bottleneck, (3, 4, 6, 3), 64),
-    "small": (BasicBlock, (1, 1, 1), 32),
+    "small": (BasicBlock, (0, 1, 1), 32),
 }
 
 
@@ -35,8 +36,7 @@ class Backbone(nn.Module):
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
         self.n_stages, self.width = len(depths), width
         for stage, depth in enumerate(depths):
-            blocks = [self._block(block, width * 2**stage, stride=2 if stage else 1)]
-            blocks += [self._block(block, width * 2**stage, stride=1) for _ in range(depth - 1)]
+            blocks = [self._block(block, width * 2**stage, stride=1 if i or not stage else 2) for i in range(depth)]
             setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
         self.n_features = self.width
         for module in self.modules():

@@ -1,6 +1,5 @@
 """One function per figure: data in, matplotlib `Figure` out. Nothing here computes a result."""
 
-import dataclasses
 import functools
 import io
 from collections.abc import Callable, Sequence
@@ -11,15 +10,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-import torch
 from matplotlib.figure import Figure
 
-from ccrepro import run
-from ccrepro.checkpoint import atomic_write
-from ccrepro.config import DATASETS, Config
-from ccrepro.datasets import ImageSet
+from ccrepro import files
+from ccrepro.config import DATASETS
 from ccrepro.results import TABLES
-from ccrepro.train import pairs
 
 STYLE = {
     **sns.axes_style("whitegrid"),
@@ -31,6 +26,7 @@ STYLE = {
     "axes.titlesize": 11,
     "svg.hashsalt": "ccrepro",  # the same figure gives the same file
 }
+Pictures = Any  # float (N, C, S, S), an array or a tensor
 COLORS = sns.color_palette("colorblind")
 
 
@@ -62,28 +58,25 @@ def save(drawn: Figure, name: str, profile: str, results_dir: str | Path = "resu
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             drawn.savefig(buffer, format=kind, metadata=metadata)
-            atomic_write(run.ROOT / results_dir / "figures" / profile / f"{name}.{kind}", buffer.getvalue())
+            files.atomic_write(files.ROOT / results_dir / "figures" / profile / f"{name}.{kind}", buffer.getvalue())
     return drawn
 
 
 @figure
-def view_pairs(data: ImageSet, config: Config, n: int = 10) -> Figure:
-    """The first n images of the first batch of training, and under each the two views made of it."""
-    view_a, view_b = next(pairs(data.images, config, epoch=0))
-    originals, _ = next(pairs(data.images, dataclasses.replace(config, views="none"), epoch=0))
+def view_pairs(title: str, images: Pictures, view_a: Pictures, view_b: Pictures, n: int = 10) -> Figure:
+    """The first n images, each above its two views; all float (N, C, S, S) in [0, 1]."""
     result, axes = plt.subplots(3, n, figsize=(0.8 * n + 0.8, 2.8))
-    for row, (name, images) in zip(axes, (("image", originals), ("view a", view_a), ("view b", view_b)), strict=True):
-        for axis, image in zip(row, images[:n], strict=True):
-            _picture(axis, image)
+    for row, (name, pictures) in zip(axes, {"image": images, "view a": view_a, "view b": view_b}.items(), strict=True):
+        for axis, picture in zip(row, np.asarray(pictures)[:n], strict=True):
+            _picture(axis, picture)
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
-    result.suptitle(f"{DATASETS[data.name].title}: the pairs that are contrasted (views: {config.views})")
+    result.suptitle(title)
     return result
 
 
-def _picture(axis: plt.Axes, image: torch.Tensor) -> None:
+def _picture(axis: plt.Axes, picture: np.ndarray) -> None:
     """Show a float (C, S, S) picture without ticks."""
-    pixels = image.cpu().permute(1, 2, 0).numpy()
-    axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axis.imshow(picture.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
 
 
@@ -100,11 +93,13 @@ def losses(records: Sequence[dict[str, Any]]) -> Figure:
     for axis, (name, title) in zip(axes, panels.items(), strict=True):
         for color, r in zip(COLORS, records, strict=False):
             if r["history"]:
-                axis.plot(r["history"]["epoch"], r["history"][name], color=color, label=f"seed {r['seed']}")
+                label = f"seed {r['seed']}" if axis is axes[0] else None
+                axis.plot(r["history"]["epoch"], r["history"][name], color=color, label=label)
         axis.set(xlabel="epoch", title=title)
     if any(r["history"] for r in records):
         axes[-1].axhline(np.log(records[0]["config"]["n_clusters"]), color="0.5", ls="--", lw=1, label="log K")
-        axes[-1].legend(fontsize=8)
+        axes[0].legend(fontsize=8)
+        axes[-1].legend(fontsize=8, loc="center right")
     else:
         axes[0].text(0.5, 0.5, "nothing was trained", transform=axes[0].transAxes, ha="center")
     return result
@@ -133,7 +128,7 @@ def feature_space(records: Sequence[dict[str, Any]]) -> Figure:
     """t-SNE of the instance head's output (pixels for a baseline), by class and by cluster, of the first record."""
     record = records[0]
     points, names = record["tsne"], record["class_names"]
-    result, axes = plt.subplots(1, 2, figsize=(10, 4.6), sharex=True, sharey=True)
+    result, axes = plt.subplots(1, 2, figsize=(10, 4.6))
     for axis, by in zip(axes, ("label", "cluster"), strict=True):
         kinds = sorted(set(points[by]))
         palette = sns.color_palette("tab10" if len(kinds) <= 10 else "husl", len(kinds))

@@ -1,4 +1,7 @@
-"""Tables made of run records: what the paper reports beside what we measured, and whether the order holds."""
+"""Tables made of run records: what the paper reports beside what we measured, and whether the order holds.
+
+Nothing here needs torch, so tables and figures come fast.
+"""
 
 import json
 import math
@@ -9,10 +12,36 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ccrepro import run
-from ccrepro.checkpoint import atomic_write
+from ccrepro import files
 from ccrepro.config import DATASETS, RECIPES
-from ccrepro.run import METRICS
+from ccrepro.errors import DataError
+from ccrepro.files import atomic_write
+
+METRICS = ("nmi", "acc", "ari")
+
+
+def load_records(profile: str, results_dir: str | Path = "results") -> list[dict[str, Any]]:
+    """All published records of a profile, by data set, variant and seed. Raises `DataError` for a damaged file."""
+    records = []
+    for path in sorted((files.ROOT / results_dir / "runs" / profile).glob("*/*.json")):
+        try:
+            records.append(json.loads(path.read_text()))
+        except ValueError:
+            fix = "Remove it, or run its cell again"
+            raise DataError(f"{path.name} is not JSON", str(path), "Run records are JSON", fix) from None
+    return sorted(records, key=lambda r: (r["dataset"], r["variant"], r["seed"]))
+
+
+def load_runs(profile: str, results_dir: str | Path = "results") -> pd.DataFrame:
+    """One row per published run: dataset, variant, seed, nmi, acc, ari, epochs, seconds."""
+    columns = ["dataset", "variant", "seed", *METRICS, "epochs", "seconds"]
+    return pd.DataFrame([{**r, **r["scores"]} for r in load_records(profile, results_dir)], columns=columns)
+
+
+def find_records(records: list[dict[str, Any]], variant: str, dataset: str = "") -> list[dict[str, Any]]:
+    """The records of a variant on one data set, by seed; without a name, on the first data set that was run."""
+    own = [r for r in records if r["variant"] == variant and dataset in ("", r["dataset"])]
+    return [r for r in own if r["dataset"] == own[0]["dataset"]]
 
 
 def reported() -> pd.DataFrame:
@@ -157,7 +186,7 @@ def _compared(high: pd.Series, low: pd.Series) -> str:
 
 def save_table(name: str, runs: pd.DataFrame, profile: str, results_dir: str | Path = "results") -> pd.DataFrame:
     """Write the table as Markdown, CSV and LaTeX under ``results/tables/<profile>/``, and return it."""
-    frame, folder = table(name, runs), run.ROOT / results_dir / "tables" / profile
+    frame, folder = table(name, runs), files.ROOT / results_dir / "tables" / profile
     atomic_write(folder / f"{name}.md", markdown(name, runs))
     atomic_write(folder / f"{name}.csv", frame.to_csv(index=False))
     latex = frame.style.hide(axis="index").to_latex(hrules=True, caption=TABLES[name].caption)
@@ -176,20 +205,20 @@ BEGIN, END = "<!-- results: made by `make tables`, do not edit -->", "<!-- end o
 
 def readme_with_results(text: str, results_dir: str | Path = "results") -> str:
     """The README's text with its results section made anew from the published records of every profile."""
-    profiles = [p for p in RECIPES if run.load_records(p, results_dir)]
+    profiles = [p for p in RECIPES if load_records(p, results_dir)]
     parts = [f"{provenance(p, results_dir)}\n\n{_all_tables(p, results_dir)}" for p in profiles] or ["No run yet.\n"]
     before, rest = text.split(BEGIN)
     return "\n".join((before + BEGIN, *parts, END + rest.split(END)[1]))
 
 
 def _all_tables(profile: str, results_dir: str | Path) -> str:
-    runs = run.load_runs(profile, results_dir)
+    runs = load_runs(profile, results_dir)
     return "\n".join(markdown(name, runs) for name in TABLES)
 
 
 def provenance(profile: str, results_dir: str | Path = "results") -> str:
     """One sentence on what the published runs of a profile ran on, and for how long."""
-    records = [r for r in run.load_records(profile, results_dir) if r["epochs"]]
+    records = [r for r in load_records(profile, results_dir) if r["epochs"]]
     if not records:
         return f"Profile `{profile}`: nothing was trained."
     machines = sorted({r["hardware"]["gpu"] or f"one core of {r['hardware']['cpu']}" for r in records})
@@ -204,9 +233,9 @@ def provenance(profile: str, results_dir: str | Path = "results") -> str:
 def compare(profile: str, results_dir: str | Path = "results") -> str:
     """The ACC of each record in ``results/`` beside that of the same record in the last commit, as a text table."""
     lines = []
-    for r in run.load_records(profile, results_dir):
+    for r in load_records(profile, results_dir):
         cell = f"{profile}/{r['dataset']}/{r['variant']}-seed{r['seed']}"
-        committed = run.git("show", f"HEAD:results/runs/{cell}.json")
+        committed = files.git("show", f"HEAD:results/runs/{cell}.json")
         before = json.loads(committed)["scores"] if committed else None
         line = {"cell": cell, "ACC here": f"{r['scores']['acc']:.4f}"}
         line["ACC committed"] = f"{before['acc']:.4f}" if before else "–"

@@ -1,4 +1,4 @@
-"""One run: its folder, its log, its record; and the records of many runs read back.
+"""One run: its folder, its log and its record.
 
 A record is one JSON file. It is written to ``runs/<cell>/run.json`` (ignored by git; its presence means that the run is
 done here) and, for a recipe without overrides, to ``results/runs/<cell>.json``, from which tables and figures are made.
@@ -11,26 +11,22 @@ import math
 import os
 import platform
 import re
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 
-from ccrepro.checkpoint import atomic_write, save_weights
+from ccrepro import files
+from ccrepro.checkpoint import save_weights
 from ccrepro.config import Config
 from ccrepro.datasets import ImageSet
-from ccrepro.errors import DataError
 from ccrepro.evaluate import Clustering, score, tsne
 from ccrepro.metrics import contingency
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.train import Epoch
 
-ROOT = Path(__file__).resolve().parents[1]  # of the clone: relative folders are taken from here
-METRICS = ("nmi", "acc", "ari")
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "openTSNE")
 
 
@@ -64,7 +60,7 @@ def run_folder(config: Config, runs_dir: str | Path = "runs") -> Path:
     """Folder of a run below ``runs_dir``; overridden settings have a folder of their own."""
     overrides = config.overrides()
     suffix = "".join(f"+{name}={_file_name(value)}" for name, value in overrides.items())
-    return ROOT / runs_dir / (config.cell + suffix)
+    return files.ROOT / runs_dir / (config.cell + suffix)
 
 
 def _file_name(value: Any) -> str:
@@ -94,7 +90,7 @@ def record(
         "data_sha256": data.sha256,
         "hardware": hardware(model),
         "versions": versions(),
-        "commit": commit(),
+        "commit": files.commit(),
         "class_names": data.class_names,
         "contingency": contingency(data.labels, clustering.labels_pred, config.n_clusters).tolist(),
         "history": {name: [_short(e[name]) for e in history] for name in (history[0] if history else ())},
@@ -118,8 +114,8 @@ def save(
         np.savez_compressed(folder / "clustering.npz", labels_pred=clustering.labels_pred, features=clustering.features)
     text = "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in result.items()) + "\n}\n"
     if not config.overrides():
-        atomic_write(ROOT / results_dir / "runs" / f"{config.cell}.json", text)
-    return atomic_write(folder / "run.json", text)
+        files.atomic_write(files.ROOT / results_dir / "runs" / f"{config.cell}.json", text)
+    return files.atomic_write(folder / "run.json", text)
 
 
 def _short(value: float) -> float:
@@ -140,43 +136,3 @@ def hardware(model: ContrastiveClusteringModel | None) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in PACKAGES}
     return {"python": platform.python_version(), **found}
-
-
-def commit() -> str:
-    """The clone's commit, with "-dirty" where the code differs from it; "unknown" outside a clone."""
-    head = git("rev-parse", "HEAD")
-    if head is None:
-        return "unknown"
-    changed = git("status", "--porcelain", "--", "ccrepro", "notebooks", "pyproject.toml", "Makefile")
-    return head.strip() + ("-dirty" if changed else "")
-
-
-def git(*arguments: str) -> str | None:
-    try:
-        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def load_records(profile: str, results_dir: str | Path = "results") -> list[dict[str, Any]]:
-    """All published records of a profile, by data set, variant and seed. Raises `DataError` for a damaged file."""
-    records = []
-    for path in sorted((ROOT / results_dir / "runs" / profile).glob("*/*.json")):
-        try:
-            records.append(json.loads(path.read_text()))
-        except ValueError:
-            fix = "Remove it, or run its cell again"
-            raise DataError(f"{path.name} is not JSON", str(path), "Run records are JSON", fix) from None
-    return sorted(records, key=lambda r: (r["dataset"], r["variant"], r["seed"]))
-
-
-def load_runs(profile: str, results_dir: str | Path = "results") -> pd.DataFrame:
-    """One row per published run: dataset, variant, seed, nmi, acc, ari, epochs, seconds."""
-    columns = ["dataset", "variant", "seed", *METRICS, "epochs", "seconds"]
-    return pd.DataFrame([{**r, **r["scores"]} for r in load_records(profile, results_dir)], columns=columns)
-
-
-def find_records(records: list[dict[str, Any]], variant: str, dataset: str = "") -> list[dict[str, Any]]:
-    """The records of a variant on one data set, by seed; without a name, on the first data set that was run."""
-    own = [r for r in records if r["variant"] == variant and dataset in ("", r["dataset"])]
-    return [r for r in own if r["dataset"] == own[0]["dataset"]]

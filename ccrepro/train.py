@@ -4,6 +4,7 @@ All randomness of an epoch is a function of (seed, epoch), drawn on the CPU befo
 the same on every device and no generator state has to be kept.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -106,6 +107,13 @@ def pairs(images: Tensor, config: Config, epoch: int, number: int = 0) -> Iterat
             else augmentations.plain(batch, size)
             for parameters, random in zip(drawn, augmented, strict=True)
         )
+
+
+def first_pairs(images: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    """What training sees first, to be looked at: a batch's plain images and its two views, (N, C, S, S) each."""
+    views = next(pairs(images, config, epoch=0))
+    plain, _ = next(pairs(images, dataclasses.replace(config, views="none"), epoch=0))
+    return plain, *views
 
 
 def epoch_generator(seed: int, epoch: int, number: int = 0) -> torch.Generator:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from ccrepro import run
+from ccrepro import files
 from ccrepro.config import recipe
 from ccrepro.datasets import ImageSet, load
 
@@ -47,5 +47,5 @@ def tiny():
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A folder that stands for the clone."""
-    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     return tmp_path

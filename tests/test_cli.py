@@ -4,7 +4,7 @@ import sys
 import pytest
 import yaml
 
-from ccrepro import run
+from ccrepro import files
 from ccrepro.cli import main
 from ccrepro.config import recipe
 
@@ -66,7 +66,7 @@ def test_check_of_good_names_is_silent(capsys):
 
 
 def test_train_writes_a_run_and_prints_its_scores(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
     assert main(["train", "digits", "--epochs", "1"]) == 0
     assert (tmp_path / "runs/demo/digits/cc-seed0+epochs=1/run.json").exists()
     assert not (tmp_path / "results").exists()

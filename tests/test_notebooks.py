@@ -42,7 +42,7 @@ def test_notebook_keeps_the_conventions(path):
     cells = code_cells(path)
     assert all(not c.outputs and c.execution_count is None for c in cells), "not stripped"
     assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
-    assert "notebook.check_injected(In)" in cells[1].source
+    assert "check_injected(In)" in cells[1].source
     assert all(len(c.source.splitlines()) <= 10 for c in cells)
     assert not any(word in c.source for c in cells for word in ("def ", "class ", "plt."))
     assert book.cells[0].source.startswith("# ")

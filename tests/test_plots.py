@@ -5,6 +5,7 @@ from matplotlib import pyplot as plt
 from ccrepro import plots, run
 from ccrepro.config import recipe
 from ccrepro.evaluate import evaluate
+from ccrepro.train import first_pairs
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,12 @@ def test_ablation_without_runs_says_so(runs):
 
 
 def test_view_pairs_shows_images_and_their_views(digits):
-    figure = plots.view_pairs(digits, recipe("digits"), n=4)
-    assert len(figure.axes) == 12
-    shown = figure.axes[0].images[0].get_array()
-    assert shown.shape == (8, 8)
-    assert not np.allclose(shown, figure.axes[4].images[0].get_array())
+    drawn = plots.view_pairs("title", *first_pairs(digits.images, recipe("digits")), n=4)
+    assert len(drawn.axes) == 12
+    first, *views = (drawn.axes[i].images[0].get_array() for i in (0, 4, 8))
+    assert first.shape == (8, 8)
+    assert any(np.allclose(first, image[0] / 255, atol=1e-6) for image in digits.images)
+    assert not any(np.allclose(first, view) for view in views)
 
 
 def test_saved_figures_are_equal_byte_by_byte(record, tmp_path):

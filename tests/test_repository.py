@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ccrepro import results, run
+from ccrepro import results
 from ccrepro.config import RECIPES, recipe
 
 ROOT = Path(__file__).parents[1]
@@ -22,10 +22,10 @@ def test_readme_shows_the_published_results():
 
 
 @pytest.mark.parametrize("name", results.TABLES)
-@pytest.mark.parametrize("profile", [p for p in RECIPES if run.load_records(p)])
+@pytest.mark.parametrize("profile", [p for p in RECIPES if results.load_records(p)])
 def test_tables_follow_from_the_run_records(profile, name):
     saved = (ROOT / f"results/tables/{profile}/{name}.md").read_text()
-    assert results.markdown(name, run.load_runs(profile)) == saved, "run `make tables`"
+    assert results.markdown(name, results.load_runs(profile)) == saved, "run `make tables`"
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: "/".join(p.parts[-3:]))
@@ -38,7 +38,7 @@ def test_run_records_are_of_todays_recipes(path):
 
 
 def test_demo_has_three_seeds_and_beats_kmeans():
-    runs = run.load_runs("demo")
+    runs = results.load_runs("demo")
     acc = runs.groupby("variant").acc
     assert (acc.size() >= 3).all()
     cc = runs[runs.variant == "cc"][["acc", "nmi", "ari"]].mean()

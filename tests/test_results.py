@@ -4,8 +4,9 @@ import subprocess
 import pandas as pd
 import pytest
 
-from ccrepro import results, run
-from ccrepro.checkpoint import atomic_write
+from ccrepro import files, results
+from ccrepro.errors import DataError
+from ccrepro.files import atomic_write
 
 
 def runs_of(**acc_by_variant):
@@ -108,4 +109,10 @@ def test_comparison_with_the_last_commit(root):
     record["scores"]["acc"] = 0.95
     atomic_write(root / path, json.dumps(record))
     assert results.compare("demo").split()[-4:] == ["demo/digits/cc-seed0", "0.9500", "0.9000", "+0.0500"]
-    assert len(run.commit()) == 40
+    assert len(files.commit()) == 40
+
+
+def test_damaged_record_is_named(root):
+    atomic_write(root / "results/runs/demo/digits/cc-seed0.json", "{")
+    with pytest.raises(DataError, match=r"cc-seed0.json is not JSON"):
+        results.load_runs("demo")
