@@ -130,7 +130,7 @@ def _select(runs: pd.DataFrame, dataset: str, variant: str) -> pd.DataFrame:
 
 
 def mean_sd(values: Iterable[float]) -> str:
-    """ "0.972 ± 0.005"; without spread for one value, "not run" for none."""
+    """Mean and spread as in 0.972 ± 0.005; without spread for one value, *not run* for none."""
     values = np.asarray(list(values), dtype=float)
     if len(values) == 0:
         return "not run"
