@@ -10,6 +10,7 @@ Letters: N views, C channels (1 or 3), H, W sides of the image, S side of the vi
 import dataclasses
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -44,11 +45,16 @@ class Parameters:
         return Parameters(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
 
 
-def draw(generator: torch.Generator, n: int, height: int, width: int, config: Config) -> Parameters:
-    """Parameters of ``n`` views of images of ``height`` by ``width``, with the distributions of the authors' code."""
+def draw(generator: torch.Generator, sizes: Tensor, shape: tuple[int, int], config: Config) -> Parameters:
+    """Parameters of one view of each image, with the distributions of the authors' code.
 
-    def uniform(low: float, high: float, *shape: int) -> Tensor:
-        return low + (high - low) * torch.rand(n, *shape, generator=generator)
+    sizes: (N, 2) the images' own heights and widths, in which crops are drawn. shape: height and width they are stored
+    in, which may be squeezed; boxes are given in its pixels.
+    """
+    n = len(sizes)
+
+    def uniform(low: float, high: float, *more: int) -> Tensor:
+        return low + (high - low) * torch.rand(n, *more, generator=generator)
 
     def happens(probability: float) -> Tensor:
         return torch.rand(n, generator=generator) < probability
@@ -57,7 +63,7 @@ def draw(generator: torch.Generator, n: int, height: int, width: int, config: Co
     shift = config.translation * config.image_size
     angle, shear_x, shear_y = (uniform(-limit, limit) for limit in (config.rotation, config.shear, config.shear))
     return Parameters(
-        box=_draw_box(uniform, height, width, config),
+        box=_draw_box(uniform, sizes.float(), config) * (torch.tensor(shape) / sizes).repeat(1, 2),
         flip=happens(config.flip),
         affine=torch.stack((angle, uniform(-shift, shift), uniform(-shift, shift), shear_x, shear_y), 1),
         jitter=happens(config.jitter),
@@ -68,24 +74,25 @@ def draw(generator: torch.Generator, n: int, height: int, width: int, config: Co
     )
 
 
-def _draw_box(uniform, height: int, width: int, config: Config) -> Tensor:
+def _draw_box(uniform: Callable[..., Tensor], sizes: Tensor, config: Config) -> Tensor:
     """(N, 4) crop boxes as RandomResizedCrop draws them: the first of ten tries that fits, or else the centre."""
+    height, width = sizes[:, :1], sizes[:, 1:]  # (N, 1)
     area = height * width * uniform(*config.crop_scale, TRIES)
     ratio = torch.exp(uniform(*map(math.log, config.crop_ratio), TRIES))
     w, h = torch.round(torch.sqrt(area * ratio)), torch.round(torch.sqrt(area / ratio))
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(1, keepdim=True)
-    w, h = w.gather(1, first)[:, 0], h.gather(1, first)[:, 0]
-    top = torch.floor(uniform(0, 1) * (height - h + 1))
-    left = torch.floor(uniform(0, 1) * (width - w + 1))
-    return torch.where(fits.any(1)[:, None], torch.stack((top, left, h, w), 1), _centre_box(height, width, config))
+    w, h = w.gather(1, first), h.gather(1, first)
+    top, left = torch.floor(uniform(0, 1, 1) * (height - h + 1)), torch.floor(uniform(0, 1, 1) * (width - w + 1))
+    box = torch.cat((top, left, h, w), 1)
+    return torch.where(fits.any(1, keepdim=True), box, _centre_box(height, width, config))
 
 
-def _centre_box(height: int, width: int, config: Config) -> Tensor:
-    """(4,) the largest central box within the allowed ratios."""
+def _centre_box(height: Tensor, width: Tensor, config: Config) -> Tensor:
+    """(N, 4) the largest central boxes within the allowed ratios, of images of (N, 1) height and width."""
     low, high = config.crop_ratio
-    w, h = min(width, round(height * high)), min(height, round(width / low))
-    return torch.tensor([(height - h) // 2, (width - w) // 2, h, w], dtype=torch.float32)
+    w, h = torch.minimum(width, torch.round(height * high)), torch.minimum(height, torch.round(width / low))
+    return torch.cat((torch.floor((height - h) / 2), torch.floor((width - w) / 2), h, w), 1)
 
 
 def apply(images: Tensor, parameters: Parameters, size: int, blur_kernel: int = 23) -> Tensor:

@@ -31,6 +31,9 @@ DATASETS = {
     "imagenet10": Facts("ImageNet-10", 13_000, 10),
     "imagenet-dogs": Facts("ImageNet-Dogs", 19_500, 15),
     "tiny-imagenet": Facts("Tiny-ImageNet", 100_000, 200),
+    # Free stand-ins for the two ImageNet subsets, of other classes: never shown under the paper's names.
+    "imagenette": Facts("Imagenette (stand-in)", 9_469, 10),
+    "imagewoof": Facts("Imagewoof (stand-in)", 9_025, 10),
 }
 
 

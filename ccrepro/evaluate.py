@@ -11,7 +11,7 @@ import torch
 from ccrepro.augmentations import plain
 from ccrepro.baselines import BASELINES, kmeans
 from ccrepro.config import Config
-from ccrepro.datasets import ImageSet
+from ccrepro.datasets import ImageSet, as_tensor
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
 
@@ -36,9 +36,9 @@ def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel |
     alone needs k-means on its output (Table 4); a baseline works on the pixels.
     """
     if config.baseline:
-        pixels = data.images.flatten(1).numpy().astype(np.float32) / 255
+        pixels = data.images.reshape(len(data.images), -1).astype(np.float32) / 255
         return Clustering(BASELINES[config.baseline](pixels, config.n_clusters, config.seed), pixels)
-    z, p = represent(model, data.images, config.image_size)
+    z, p = represent(model, as_tensor(data.images), config.image_size)
     if config.heads == "instance":
         return Clustering(kmeans(z, config.n_clusters, config.seed), z)
     return Clustering(p.argmax(1), z, p.max(1))

@@ -51,7 +51,8 @@ def _execute(path: Path, scratch: Path, parameters: dict[str, Any]) -> None:
     try:
         papermill.execute_notebook(
             str(path), str(scratch), parameters, kernel_name="python3", cwd=str(ROOT),
-            progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=["--log-level=ERROR"],
+            progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
+            extra_arguments=["--log-level=CRITICAL"],
         )  # fmt: skip
     except PapermillExecutionError as error:
         raise _translated(error, path) from error

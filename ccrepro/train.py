@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ccrepro import augmentations
 from ccrepro.config import Config, check_fits
-from ccrepro.datasets import ImageSet
+from ccrepro.datasets import ImageSet, as_tensor
 from ccrepro.errors import ConfigError, NumericalError
 from ccrepro.loss import cluster_loss, instance_loss, mean_entropy
 from ccrepro.model import ContrastiveClusteringModel, build
@@ -38,9 +38,9 @@ def train(
     check_fits(config, len(data.images), data.name)
     device = choose_device(config)
     torch.set_num_threads(config.threads)
-    model = build(config, channels=data.images.shape[1]).to(device, memory_format=torch.channels_last)
+    model = build(config, data.images.shape[1]).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    passes = [(images.to(device), both) for images, both in _passes(config, data)]
+    passes = [(images.to(device), sizes, both) for images, sizes, both in _passes(config, data)]
     history: list[Epoch] = []
     for epoch in range(config.epochs):
         start = time.perf_counter()
@@ -48,8 +48,8 @@ def train(
             group["lr"] = learning_rate(config, epoch)
         steps = [
             step(model, optimizer, view_a, view_b, config, both)
-            for number, (images, both) in enumerate(passes)
-            for view_a, view_b in pairs(images, config, epoch, number)
+            for number, (images, sizes, both) in enumerate(passes)
+            for view_a, view_b in pairs(images, sizes, config, epoch, number)
         ]
         history.append(_summary(epoch + 1, steps, time.perf_counter() - start))
         report(history[-1])
@@ -87,17 +87,20 @@ def step(
     }
 
 
-def pairs(images: Tensor, config: Config, epoch: int, number: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+def pairs(
+    images: Tensor, sizes: Tensor, config: Config, epoch: int, number: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The pairs of views of one pass: uint8 (M, C, H, W) → two of (N, C, S, S) per step; M mod N images are left out.
 
-    ``number`` tells the passes of one epoch apart.
+    sizes: (M, 2) the images' own heights and widths. ``number`` tells the passes of one epoch apart.
     """
     n, size = config.batch_size, config.image_size
     steps = len(images) // n
     generator = epoch_generator(config.seed, epoch, number)
-    order = torch.randperm(len(images), generator=generator)[: steps * n].to(images.device)
-    height, width = images.shape[2:]
-    drawn = [augmentations.draw(generator, steps * n, height, width, config).to(images.device) for _ in range(2)]
+    order = torch.randperm(len(images), generator=generator)[: steps * n]
+    shape = tuple(images.shape[2:])
+    drawn = [augmentations.draw(generator, sizes[order], shape, config).to(images.device) for _ in range(2)]
+    order = order.to(images.device)
     augmented = {"both": (True, True), "one": (True, False), "none": (False, False)}[config.views]
     for start in range(0, steps * n, n):
         batch, rows = images[order[start : start + n]], slice(start, start + n)
@@ -109,10 +112,11 @@ def pairs(images: Tensor, config: Config, epoch: int, number: int = 0) -> Iterat
         )
 
 
-def first_pairs(images: Tensor, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+def first_pairs(data: ImageSet, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """What training sees first, to be looked at: a batch's plain images and its two views, (N, C, S, S) each."""
-    views = next(pairs(images, config, epoch=0))
-    plain, _ = next(pairs(images, dataclasses.replace(config, views="none"), epoch=0))
+    images, sizes = as_tensor(data.images), torch.tensor(data.sizes)
+    views = next(pairs(images, sizes, config, epoch=0))
+    plain, _ = next(pairs(images, sizes, dataclasses.replace(config, views="none"), epoch=0))
     return plain, *views
 
 
@@ -137,11 +141,12 @@ def choose_device(config: Config) -> torch.device:
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 
-def _passes(config: Config, data: ImageSet) -> list[tuple[Tensor, bool]]:
-    """The images each epoch goes through, and whether both losses are used on them (§4.2, STL-10)."""
-    passes = [(data.images, True)]
+def _passes(config: Config, data: ImageSet) -> list[tuple[Tensor, Tensor, bool]]:
+    """The images each epoch goes through, their sizes, and whether both losses are used on them (§4.2, STL-10)."""
+    passes = [(as_tensor(data.images), torch.tensor(data.sizes), True)]
     if config.unlabeled:
-        passes.insert(0, (data.unlabeled, False))
+        sizes = torch.tensor(data.unlabeled.shape[2:]).expand(len(data.unlabeled), 2)
+        passes.insert(0, (as_tensor(data.unlabeled), sizes, False))
     return passes
 
 

@@ -18,6 +18,10 @@ def one_by_one(images, function):
     return torch.stack([function(i, image) for i, image in enumerate(images)])
 
 
+def draw(generator, n, height, width, config):
+    return A.draw(generator, torch.tensor([[height, width]]).expand(n, 2), (height, width), config)
+
+
 def per_image(values):
     return values.view(-1, 1, 1, 1)
 
@@ -50,7 +54,7 @@ def test_plain_resizes_like_torchvision(photos):
 
 
 def test_plain_at_the_same_size_is_the_image(digits):
-    assert_close(A.plain(digits.images[:5], 8), digits.images[:5] / 255, **CLOSE)
+    assert_close(A.plain(torch.from_numpy(digits.images[:5]), 8), torch.from_numpy(digits.images[:5]) / 255, **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -87,14 +91,14 @@ def test_blur_equals_torchvision(x, kernel):
 
 def test_a_picture_of_one_channel_has_neither_saturation_nor_hue(photos, generator):
     config = recipe("imagenet10", profile="paper", jitter=1.0, brightness=0.0, contrast=0.0, image_size=20)
-    parameters = A.draw(generator, 6, 20, 26, config)
+    parameters = draw(generator, 6, 20, 26, config)
     gray = photos[:, :1, :, :20] / 255
     assert_close(A.color_jitter(gray, parameters), gray, **CLOSE)
 
 
 def test_affine_equals_torchvision(x, generator):
     config = recipe("digits", rotation=40.0, translation=0.3, shear=25.0, image_size=20)
-    parameters = A.draw(generator, 6, 20, 20, config)
+    parameters = draw(generator, 6, 20, 20, config)
     plain = dataclasses.replace(
         parameters,
         box=torch.tensor([[0.0, 0.0, 20.0, 20.0]]).expand(6, 4),
@@ -111,7 +115,7 @@ def test_affine_equals_torchvision(x, generator):
 def test_whole_pipeline_equals_torchvision_image_by_image(photos, generator, dataset, size):
     config = recipe(dataset, profile="paper", image_size=size)
     images = photos.repeat(16, 1, 1, 1)
-    parameters = A.draw(generator, len(images), 20, 26, config)
+    parameters = draw(generator, len(images), 20, 26, config)
     assert len(set(parameters.order.tolist())) > 15  # nearly all of the 24 orders occur
     ours = A.apply(images, parameters, size, config.blur_kernel)
     theirs = one_by_one(images, lambda i, v: reference.augment(v, parameters, i, size, config.blur_kernel))
@@ -122,9 +126,9 @@ def test_whole_pipeline_equals_torchvision_image_by_image(photos, generator, dat
 
 def test_whole_pipeline_of_digits_equals_torchvision(digits, generator):
     config = recipe("digits")
-    parameters = A.draw(generator, 40, 8, 8, config)
-    ours = A.apply(digits.images[:40], parameters, 8)
-    theirs = one_by_one(digits.images[:40], lambda i, v: reference.augment(v, parameters, i, 8, 3))
+    parameters = draw(generator, 40, 8, 8, config)
+    ours = A.apply(torch.from_numpy(digits.images[:40]), parameters, 8)
+    theirs = one_by_one(torch.from_numpy(digits.images[:40]), lambda i, v: reference.augment(v, parameters, i, 8, 3))
     assert_close(ours, theirs, **CLOSE)
 
 
@@ -132,7 +136,7 @@ def test_without_augmentation_a_view_is_the_plain_image(photos, generator):
     off = {"flip": 0, "jitter": 0, "grayscale": 0, "blur": 0, "crop_scale": (1, 1), "crop_ratio": (1, 1)}
     config = recipe("imagenet10", profile="paper", image_size=16, **off)
     square = photos[:, :, :, :20]
-    assert_close(A.apply(square, A.draw(generator, 6, 20, 20, config), 16), A.plain(square, 16), **CLOSE)
+    assert_close(A.apply(square, draw(generator, 6, 20, 20, config), 16), A.plain(square, 16), **CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -157,22 +161,20 @@ def test_each_augmentation_alone_changes_every_image(photos, generator, only):
     off |= {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
     config = recipe("imagenet10", profile="paper", image_size=20, **{**off, **only})
     square = photos[:, :, :, :20]
-    views = A.apply(square, A.draw(generator, 6, 20, 20, config), 20)
+    views = A.apply(square, draw(generator, 6, 20, 20, config), 20)
     assert ((views - square / 255).abs().amax((1, 2, 3)) > 1e-3).all()
 
 
 def test_same_generator_gives_same_views(photos):
     config = recipe("imagenet10", profile="paper", image_size=16)
-    a, b, c = (
-        A.apply(photos, A.draw(torch.Generator().manual_seed(seed), 6, 20, 26, config), 16) for seed in (1, 1, 2)
-    )
+    a, b, c = (A.apply(photos, draw(torch.Generator().manual_seed(seed), 6, 20, 26, config), 16) for seed in (1, 1, 2))
     assert_close(a, b, rtol=0, atol=0)
     assert (a - c).abs().amax((1, 2, 3)).min() > 0.01
 
 
 def test_rows_of_parameters_belong_to_images(photos, generator):
     config = recipe("imagenet10", profile="paper", image_size=16)
-    parameters = A.draw(generator, 6, 20, 26, config)
+    parameters = draw(generator, 6, 20, 26, config)
     whole = A.apply(photos, parameters, 16)
     assert_close(A.apply(photos[2:5], parameters[2:5], 16), whole[2:5], **CLOSE)
 
@@ -184,7 +186,7 @@ class TestDistributions:
 
     @pytest.fixture
     def drawn(self, generator):
-        return A.draw(generator, self.n, 32, 48, recipe("imagenet10", profile="paper"))
+        return draw(generator, self.n, 32, 48, recipe("imagenet10", profile="paper"))
 
     def same_law(self, ours, theirs):
         return ks_2samp(ours, theirs).pvalue > 0.001
@@ -197,9 +199,19 @@ class TestDistributions:
 
     def test_crop_boxes_that_never_fit_fall_back_to_the_centre(self, generator):
         config = recipe("imagenet10", profile="paper", crop_scale=(1, 1), crop_ratio=(0.5, 0.6))
-        boxes = A.draw(generator, 5, 32, 48, config).box
+        boxes = draw(generator, 5, 32, 48, config).box
         theirs = T.RandomResizedCrop.get_params(torch.empty(3, 32, 48), (1, 1), (0.5, 0.6))
         assert_close(boxes, torch.tensor([theirs], dtype=torch.float32).expand(5, 4))
+
+    def test_crops_of_squeezed_images_are_drawn_in_their_own_geometry(self):
+        config = recipe("imagenet10", profile="paper")
+        own = torch.tensor([[32, 48], [400, 300], [64, 640]]).repeat(500, 1)
+        boxes = A.draw(torch.Generator().manual_seed(3), own, (256, 256), config).box
+        plain = [A.draw(torch.Generator().manual_seed(3), own, tuple(size), config).box for size in own[:3].tolist()]
+        for kind, size in enumerate(own[:3]):
+            scale = (256 / size).repeat(2)
+            assert_close(boxes[kind::3] / scale, plain[kind][kind::3], rtol=1e-6, atol=1e-4)
+            assert (boxes[kind::3, :2] + boxes[kind::3, 2:] <= 256 + 1e-3).all()
 
     def test_colour_factors(self, drawn):
         torch.manual_seed(0)

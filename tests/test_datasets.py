@@ -1,55 +1,70 @@
+import hashlib
 import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision import datasets as tv
 
 from ccrepro import datasets
+from ccrepro.config import Facts
+from ccrepro.datasets import sources
 from ccrepro.errors import ConfigError, DataError
 
+ROOT = Path(__file__).parents[1]
 DATA = os.environ.get("CCREPRO_DATA", "")
 
 
 def has(folder):
-    return pytest.mark.skipif(not Path(DATA, folder).is_dir() or not DATA, reason=f"needs $CCREPRO_DATA/{folder}")
+    return pytest.mark.skipif(not DATA or not Path(DATA, folder).is_dir(), reason=f"needs $CCREPRO_DATA/{folder}")
+
+
+def md5(path):
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def facts(monkeypatch):
+    """Let a data set have other counts than the paper's."""
+    return lambda name, *counts: monkeypatch.setitem(datasets.DATASETS, name, Facts(name, *counts))
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
 
 
 def test_digits_are_scikit_learns(digits):
     pixels, labels = load_digits(return_X_y=True)
     assert digits.images.shape == (1797, 1, 8, 8)
-    assert digits.images.dtype == torch.uint8
-    assert np.array_equal(np.round(digits.images.flatten(1).numpy() * (16 / 255)), pixels)
+    assert digits.images.dtype == np.uint8
+    assert np.array_equal(np.round(digits.images.reshape(-1, 64) * (16 / 255)), pixels)
     assert np.array_equal(digits.labels, labels)
     assert digits.unlabeled is None
     assert digits.sha256 == "0b7e9c3202d7bcd255d6a19a238d3743bf5e320ba74812a6679958a017c55382"
 
 
-def test_same_data_has_the_same_hash(digits):
-    assert datasets.load("digits").sha256 == digits.sha256
-
-
 def test_superclasses_are_20_of_5():
-    assert np.bincount(datasets.CIFAR100_SUPERCLASS).tolist() == [5] * 20
-    assert len(datasets.CIFAR100_SUPERCLASS_NAMES) == 20
+    assert np.bincount(sources.CIFAR100_SUPERCLASS).tolist() == [5] * 20
+    assert len(sources.CIFAR100_SUPERCLASS_NAMES) == 20
+
+
+def test_subsets_are_the_papers_and_the_stand_ins_are_not():
+    assert len(sources.IMAGENET10) == 10
+    assert len(sources.IMAGENET_DOGS) == 15
+    assert set(sources.IMAGENET10) & set(sources.IMAGENET_DOGS) == {"n02085936"}  # Maltese dog
+    assert "n02097130" in sources.IMAGENET_DOGS  # giant schnauzer; another list that goes round has n02097209
+    assert not set(sources.IMAGENETTE) & set(sources.IMAGENET10)
 
 
 def test_unknown_name():
     with pytest.raises(ConfigError, match="unknown data set 'mnist'"):
         datasets.load("mnist")
-
-
-def test_wrong_count_is_refused(monkeypatch):
-    whole = datasets.LOADERS["digits"]
-
-    def short(root):
-        images, labels, names, unlabeled = whole(root)
-        return images[:-1], labels[:-1], names, unlabeled
-
-    monkeypatch.setitem(datasets.LOADERS, "digits", short)
-    with pytest.raises(DataError, match=r"1796 images.*Expected 1797 images, 10 classes"):
-        datasets.load("digits")
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "stl10"])
@@ -67,27 +82,168 @@ def test_data_that_cannot_be_had_says_where_to_put_it(name, tmp_path, monkeypatc
     assert caught.value.exit_code == 3
 
 
+def made_cifar(root, monkeypatch, kind, files, meta, folder, key):
+    """Write small files in CIFAR's own format, and teach torchvision their checksums."""
+    rng, lists = np.random.default_rng(0), {"train_list": [], "test_list": []}
+    (root / folder).mkdir()
+    for name, n, split in files:
+        content = {"data": rng.integers(0, 256, (n, 3072), dtype=np.uint8), key: rng.integers(0, 100, n).tolist()}
+        if key == "labels":
+            content[key] = (np.arange(n) % 10).tolist()
+        (root / folder / name).write_bytes(pickle.dumps(content))
+        lists[split].append([name, md5(root / folder / name)])
+    (root / folder / meta["filename"]).write_bytes(pickle.dumps(meta["content"]))
+    for name, value in lists.items():
+        monkeypatch.setattr(kind, name, value)
+    path = root / folder / meta["filename"]
+    monkeypatch.setattr(kind, "meta", {"filename": meta["filename"], "key": meta["key"], "md5": md5(path)})
+
+
+def test_cifar10_reads_the_pickles_in_order(tmp_path, monkeypatch, facts):
+    facts("cifar10", 70, 10)
+    names = [f"class {i}" for i in range(10)]
+    meta = {"filename": "batches.meta", "key": "label_names", "content": {"label_names": names}}
+    files = [*((f"data_batch_{i}", 10, "train_list") for i in range(1, 6)), ("test_batch", 20, "test_list")]
+    made_cifar(tmp_path, monkeypatch, tv.CIFAR10, files, meta, "cifar-10-batches-py", "labels")
+    data = datasets.load("cifar10", tmp_path)
+    second = pickle.loads((tmp_path / "cifar-10-batches-py/data_batch_2").read_bytes())
+    assert np.array_equal(data.images[10:20], second["data"].reshape(10, 3, 32, 32))
+    assert data.labels.tolist() == list(range(10)) * 7
+    assert data.class_names == tuple(names)
+    again = datasets.load("cifar10", tmp_path)
+    assert isinstance(again.images, np.memmap)
+    assert again.sha256 == data.sha256
+
+
+def test_cifar100_maps_fine_labels_to_superclasses(tmp_path, monkeypatch, facts):
+    facts("cifar100", 50, 20)
+    meta = {"filename": "meta", "key": "fine_label_names", "content": {"fine_label_names": ["x"] * 100}}
+    files = [("train", 30, "train_list"), ("test", 20, "test_list")]
+    made_cifar(tmp_path, monkeypatch, tv.CIFAR100, files, meta, "cifar-100-python", "fine_labels")
+    data = datasets.load("cifar100", tmp_path)
+    fine = pickle.loads((tmp_path / "cifar-100-python/train").read_bytes())["fine_labels"]
+    assert data.labels[:30].tolist() == [sources.CIFAR100_SUPERCLASS[f] for f in fine]
+
+
+def test_stl10_reads_the_binaries_and_keeps_the_unlabeled_apart(tmp_path, monkeypatch, facts, rng):
+    facts("stl10", 30, 10, 5)
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    written = {}
+    for part, n in (("train", 20), ("test", 10), ("unlabeled", 5)):
+        # the format is column by column: each picture (3, width, height)
+        written[part] = rng.integers(0, 256, (n, 3, 96, 96), dtype=np.uint8)
+        (folder / f"{part}_X.bin").write_bytes(written[part].tobytes())
+        (folder / f"{part}_y.bin").write_bytes((np.arange(n) % 10 + 1).astype(np.uint8).tobytes())
+    (folder / "class_names.txt").write_text("\n".join(f"class {i}" for i in range(10)) + "\n")
+    (folder / "fold_indices.txt").write_text("")
+    lists = {"train_list": ("train_X.bin", "train_y.bin", "unlabeled_X.bin"), "test_list": ("test_X.bin", "test_y.bin")}
+    for attribute, names in lists.items():
+        monkeypatch.setattr(tv.STL10, attribute, [[name, md5(folder / name)] for name in names])
+    data = datasets.load("stl10", tmp_path)
+    assert np.array_equal(data.images[:20], written["train"].transpose(0, 1, 3, 2))
+    assert np.array_equal(data.unlabeled, written["unlabeled"].transpose(0, 1, 3, 2))
+    assert data.labels.tolist() == [*range(10), *range(10), *range(10)]
+
+
+def picture(path, size=(8, 6), color=(200, 30, 30)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(path)
+
+
+def made_classes(base, names, n, inner=""):
+    for number, name in enumerate(names):
+        for i in range(n):
+            picture(base / name / inner / f"{name}_{i}.png", size=(8 + number, 6 + i))
+
+
+def test_imagenet10_takes_its_synsets_and_no_others(tmp_path, monkeypatch, facts):
+    facts("imagenet10", 20, 10)
+    monkeypatch.setitem(sources.SOURCES, "imagenet10", sources.synsets("imagenet-10", sources.IMAGENET10, 16, 2))
+    made_classes(tmp_path / "imagenet-10", [*sources.IMAGENET10, "n00000001"], 2)
+    data = datasets.load("imagenet10", tmp_path)
+    assert data.images.shape == (20, 3, 16, 16)
+    assert data.class_names[0] == "king penguin"
+    assert data.labels.tolist() == [i for i in range(10) for _ in "ab"]
+    assert data.sizes[:4].tolist() == [[6, 8], [7, 8], [6, 9], [7, 9]]  # height, width
+
+
+def test_missing_synsets_and_wrong_counts_are_all_named(tmp_path):
+    made_classes(tmp_path / "imagenet-10", list(sources.IMAGENET10)[2:], 1)
+    with pytest.raises(DataError) as caught:
+        datasets.load("imagenet10", tmp_path)
+    message = str(caught.value)
+    assert "n02056570 (king penguin): missing, n02085936 (Maltese dog): missing" in message
+    assert "n02128757 (snow leopard): 1" in message
+    assert "1,300 images in each" in message
+
+
+def test_tiny_imagenet_reads_the_training_part(tmp_path, facts):
+    facts("tiny-imagenet", 6, 3)
+    made_classes(tmp_path / "tiny-imagenet-200/train", ["n3", "n1", "n2"], 2, "images")
+    data = datasets.load("tiny-imagenet", tmp_path)
+    assert data.images.shape == (6, 3, 64, 64)
+    assert data.class_names == ("n1", "n2", "n3")
+
+
+def test_wrong_count_is_refused(tmp_path):
+    made_classes(tmp_path / "tiny-imagenet-200/train", ["n1"], 2, "images")
+    with pytest.raises(DataError, match=r"2 images, 1 classes.*Expected 100000 images, 200 classes"):
+        datasets.load("tiny-imagenet", tmp_path)
+
+
+def test_a_folder_of_classes_has_labels(tmp_path):
+    made_classes(tmp_path / "mine", ["cats", "dogs"], 2)
+    (tmp_path / "mine/notes").mkdir()
+    data = datasets.load(f"folder:{tmp_path / 'mine'}", tmp_path)
+    assert data.class_names == ("cats", "dogs")
+    assert data.labels.tolist() == [0, 0, 1, 1]
+
+
+def test_a_flat_folder_has_none(tmp_path):
+    for i in range(3):
+        picture(tmp_path / f"mine/{i}.jpg")
+    data = datasets.load(f"folder:{tmp_path / 'mine'}", tmp_path)
+    assert data.labels is None
+    assert len(data.images) == 3
+
+
+@pytest.mark.parametrize("path", ["nowhere", "empty"])
+def test_a_folder_without_pictures_is_an_error(tmp_path, path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=f"(no folder|no pictures).*{path}"):
+        datasets.load(f"folder:{tmp_path / path}", tmp_path)
+
+
 @has("cifar-10-batches-py")
 def test_cifar10_is_train_and_test_in_order():
     data = datasets.load("cifar10", DATA)
-    assert data.images.shape == (60_000, 3, 32, 32)
     assert np.bincount(data.labels).tolist() == [6000] * 10
     assert data.class_names[data.labels[0]] == "frog"  # the first training image
     assert data.class_names[data.labels[50_000]] == "cat"  # the first test image
     assert data.images[0, :, 0, 0].tolist() == [59, 62, 63]
+    assert hashlib.sha256(data.images).hexdigest() == "2ae5d6db0453753867541f0ccce0b648fcd0aaf596c0ca67c33dc03b3deaf283"
 
 
 @has("cifar-100-python")
 def test_cifar100_superclasses_are_the_coarse_labels_in_the_files():
-    from torchvision.datasets import CIFAR100
-    from torchvision.datasets.utils import check_integrity
-
     data = datasets.load("cifar100", DATA)
     assert np.bincount(data.labels).tolist() == [3000] * 20
+    assert hashlib.sha256(data.images).hexdigest() == "7fd4455e5b9d53c182a9fa503560af0f9ff2a1ffdb3eda6fa331650c16fb15b0"
     path = Path(DATA, "cifar-100-python/train")
-    assert check_integrity(path, CIFAR100.train_list[0][1])
-    import pickle
-
-    with path.open("rb") as file:
-        coarse = pickle.load(file, encoding="latin1")["coarse_labels"]
+    assert md5(path) == tv.CIFAR100.train_list[0][1]  # so it may be unpickled
+    coarse = pickle.loads(path.read_bytes(), encoding="latin1")["coarse_labels"]
     assert np.array_equal(data.labels[:50_000], coarse)
+
+
+@has("cifar-10-batches-py")
+def test_reading_packed_cifar10_takes_less_than_400_mb():
+    datasets.load("cifar10", DATA)
+    program = f"""
+from ccrepro import datasets
+images = datasets.load("cifar10", {DATA!r}).images
+total = sum(int(images[i : i + 500].sum()) for i in range(0, len(images), 500))
+"""
+    program += "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    done = subprocess.run([sys.executable, "-c", program], check=True, cwd=ROOT, capture_output=True, text=True)
+    assert int(done.stdout) < 400 * 1024

@@ -20,29 +20,29 @@ def model(tiny):
 
 
 def test_representation_does_not_depend_on_the_batch(patterns, model):
-    whole, parts = (represent(model, patterns.images, 8, batch_size=n) for n in (96, 7))
+    whole, parts = (represent(model, torch.from_numpy(patterns.images), 8, batch_size=n) for n in (96, 7))
     for a, b in zip(whole, parts, strict=True):
         assert_close(a, b, rtol=0, atol=1e-6)
 
 
 def test_representation_is_the_model_in_evaluation_mode(patterns, model):
-    z, p = represent(model.train(), patterns.images, 8)
+    z, p = represent(model.train(), torch.from_numpy(patterns.images), 8)
     with torch.no_grad():
-        expected = model.eval()(plain(patterns.images, 8))
+        expected = model.eval()(plain(torch.from_numpy(patterns.images), 8))
     assert_close((torch.from_numpy(z), torch.from_numpy(p)), expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", ["cc", "cluster-only"])
 def test_the_cluster_head_assigns_by_argmax(patterns, tiny, model, variant):
     found = evaluate(dataclasses.replace(tiny, variant=variant), patterns, model)
-    _, p = represent(model, patterns.images, 8)
+    _, p = represent(model, torch.from_numpy(patterns.images), 8)
     assert np.array_equal(found.labels_pred, p.argmax(1))
     assert np.array_equal(found.confidence, p.max(1))
 
 
 def test_the_instance_head_alone_is_clustered_by_kmeans(patterns, tiny, model):
     found = evaluate(dataclasses.replace(tiny, heads="instance"), patterns, model)
-    z, _ = represent(model, patterns.images, 8)
+    z, _ = represent(model, torch.from_numpy(patterns.images), 8)
     assert np.array_equal(found.labels_pred, KMeans(3, n_init=10, random_state=0).fit_predict(z))
     assert found.confidence is None
 
@@ -58,7 +58,7 @@ def test_kmeans_on_pixels_of_digits_scores_what_is_known(digits):
 
 
 def test_kmeans_repeats_with_its_seed(patterns):
-    pixels = patterns.images.flatten(1).numpy() / 255
+    pixels = patterns.images.reshape(96, -1) / 255
     a, b = (baselines.kmeans(pixels, 3, seed=4) for _ in "ab")
     assert np.array_equal(a, b)
     assert accuracy(patterns.labels, a) == 1

@@ -61,7 +61,7 @@ def test_ablation_without_runs_says_so(runs):
 
 
 def test_view_pairs_shows_images_and_their_views(digits):
-    drawn = plots.view_pairs("title", *first_pairs(digits.images, recipe("digits")), n=4)
+    drawn = plots.view_pairs("title", *first_pairs(digits, recipe("digits")), n=4)
     assert len(drawn.axes) == 12
     first, *views = (drawn.axes[i].images[0].get_array() for i in (0, 4, 8))
     assert first.shape == (8, 8)

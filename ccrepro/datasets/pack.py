@@ -1,0 +1,176 @@
+"""Decode a data set once into a folder that is mapped into memory from then on.
+
+A packed folder holds ``images.npy`` (uint8), perhaps ``unlabeled.npy``, and ``index.json``, written last: labels, class
+names, every picture's own height and width, what it was made from, and the SHA-256 of the arrays. It is used only where
+all of that fits; otherwise it is made anew. An interrupted packing goes on where it stopped.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ccrepro.datasets.decode import BadImage, decode
+from ccrepro.datasets.sources import Arrays, Bundle, Files
+from ccrepro.errors import DataError
+from ccrepro.files import atomic_write
+
+VERSION = 1
+CHUNK = 256  # files per unit of work
+
+
+class Packed(NamedTuple):
+    """A packed folder, mapped: images uint8 (N, C, S, S), sizes (N, 2) original height and width, labels or None."""
+
+    images: np.ndarray
+    sizes: np.ndarray
+    labels: np.ndarray | None
+    class_names: tuple[str, ...]
+    sha256: str
+    unlabeled: np.ndarray | None
+
+
+def fingerprint(source: Bundle | Files) -> str | None:
+    """SHA-256 of what a packed folder is made from: the files' names, lengths and times; None where one is missing."""
+    about = [VERSION]
+    if isinstance(source, Files):
+        about += [source.side, list(source.class_names), None if source.labels is None else source.labels.tolist()]
+    try:
+        status = [(p.parent.name, p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.paths]
+    except OSError:
+        return None
+    return hashlib.sha256(json.dumps([about, status]).encode()).hexdigest()
+
+
+def read(folder: Path, made_from: str | None = None) -> Packed | None:
+    """The packed folder, or None where it is absent, damaged, of another version or made from something else."""
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        if index["version"] != VERSION or made_from not in (None, index["made_from"]):
+            return None
+        if any(_sha256(folder / name) != digest for name, digest in index["sha256"].items()):
+            return None
+    except (OSError, ValueError, KeyError):
+        return None
+    arrays = {name: np.load(folder / name, mmap_mode="r") for name in index["sha256"]}
+    labels = None if index["labels"] is None else np.array(index["labels"], dtype=np.int64)
+    sizes = np.array(index["sizes"], dtype=np.int64)
+    digest = hashlib.sha256(json.dumps([index["sha256"], index["labels"], index["sizes"]]).encode()).hexdigest()
+    images, unlabeled = arrays["images.npy"], arrays.get("unlabeled.npy")
+    return Packed(images, sizes, labels, tuple(index["class_names"]), digest, unlabeled)
+
+
+def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Packed:
+    """Pack a source. Raises `DataError` (exit code 3) that lists every bad file, unless they are to be skipped."""
+    scratch = folder.with_name(f"{folder.name}.partial")
+    if isinstance(source, Files):
+        arrays, sizes = _decoded(scratch, source, fingerprint(source), skip_bad)
+    else:
+        arrays = source.read()
+        sizes = np.broadcast_to(arrays.images.shape[2:], (len(arrays.images), 2))
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        np.save(scratch / "images.npy", arrays.images)
+        if arrays.unlabeled is not None:
+            np.save(scratch / "unlabeled.npy", arrays.unlabeled)
+    index = {
+        "version": VERSION,
+        "made_from": fingerprint(source),
+        "class_names": list(arrays.class_names),
+        "labels": None if arrays.labels is None else arrays.labels.tolist(),
+        "sizes": sizes.tolist(),
+        "sha256": {path.name: _sha256(path) for path in sorted(scratch.glob("*.npy"))},
+    }
+    atomic_write(scratch / "index.json", json.dumps(index))
+    (scratch / "done.txt").unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(scratch, folder)
+    return read(folder)
+
+
+def _decoded(scratch: Path, source: Files, made_from: str, skip_bad: bool) -> tuple[Arrays, np.ndarray]:
+    """Decode all files with every core into ``images.npy``; what an earlier try has done is kept."""
+    n, side = len(source.paths), source.side
+    done = _done(scratch, made_from)
+    if not done:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        np.lib.format.open_memmap(scratch / "images.npy", "w+", np.uint8, (n, 3, side, side)).flush()
+        (scratch / "done.txt").write_text(f"{made_from}\n")
+    todo = [(scratch, i, source.paths[i : i + CHUNK], side) for i in range(0, n, CHUNK) if i not in done]
+    with (scratch / "done.txt").open("a") as log, ProcessPoolExecutor() as pool:
+        for start, chunk in _progress(pool.map(_decode_chunk, todo), len(todo), n):
+            log.write(json.dumps([start, chunk]) + "\n")
+            log.flush()
+            done[start] = chunk
+    sizes: list[Any] = [size for start in sorted(done) for size in done[start]]
+    bad = [i for i, size in enumerate(sizes) if isinstance(size, str)]
+    for i in bad:
+        print(f"bad image: {source.paths[i]}: {sizes[i]}", file=sys.stderr)
+    if bad and not skip_bad:
+        what = f"{len(bad)} of {n} pictures are bad, listed above"
+        where = str(source.paths[bad[0]].parent)
+        raise DataError(what, where, "Every file must be a picture", "Remove them, or leave them out with --skip-bad")
+    return _kept(scratch, source, sizes, bad)
+
+
+def _kept(scratch: Path, source: Files, sizes: list[Any], bad: list[int]) -> tuple[Arrays, np.ndarray]:
+    """Leave the bad rows out of what was decoded."""
+    keep = np.setdiff1d(np.arange(len(sizes)), bad)
+    images = np.load(scratch / "images.npy", mmap_mode="r")
+    if bad:
+        print(f"{len(bad)} bad pictures are left out, {len(keep)} remain", file=sys.stderr)
+        images = images[keep]
+        np.save(scratch / "kept.npy", images)
+        os.replace(scratch / "kept.npy", scratch / "images.npy")
+    labels = None if source.labels is None else source.labels[keep]
+    return Arrays(images, labels, source.class_names), np.array([sizes[i] for i in keep], dtype=np.int64)
+
+
+def _done(scratch: Path, made_from: str) -> dict[int, list[Any]]:
+    """Chunks that an interrupted packing of the same source has finished: first file → sizes or reasons."""
+    try:
+        head, *lines = (scratch / "done.txt").read_text().splitlines()
+        return dict(map(json.loads, lines)) if head == made_from else {}
+    except (OSError, ValueError):
+        return {}
+
+
+def _decode_chunk(job: tuple[Path, int, list[Path], int]) -> tuple[int, list[Any]]:
+    """Decode some files into their rows; returns each one's (height, width), or in its place what is wrong with it."""
+    scratch, start, paths, side = job
+    images = np.load(scratch / "images.npy", mmap_mode="r+")
+    found: list[Any] = []
+    for row, path in enumerate(paths, start):
+        try:
+            images[row], size = decode(path, side)
+            found.append(size)
+        except BadImage as error:
+            found.append(str(error))
+    images.flush()
+    return start, found
+
+
+def _progress(chunks: Iterator[Any], total: int, n: int) -> Iterator[Any]:
+    """Pass the chunks on, with a line now and then."""
+    start = printed = time.monotonic()
+    for number, chunk in enumerate(chunks, 1):
+        yield chunk
+        now = time.monotonic()
+        if now - printed > 5:
+            printed, rate = now, number * CHUNK / (now - start)
+            left = (total - number) * CHUNK / rate
+            print(f"packing {n:,} pictures: {number}/{total} parts, {rate:.0f} a second, {left:.0f} s left", flush=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
