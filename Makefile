@@ -11,7 +11,7 @@ JOBS ?= $(if $(filter demo,$(PROFILE)),$(shell nproc 2>/dev/null || echo 2),1)
 VENV := .venv/bin
 CCREPRO := $(VENV)/python -m ccrepro
 CELLS = $(foreach d,$(DATASETS),$(foreach v,$(VARIANTS),$(foreach s,$(SEEDS),runs/$(PROFILE)/$d/$v-seed$s/run.json)))
-REPORTS := 03_main_results 04_augmentation 05_heads
+REPORTS := 00_datasets 03_main_results 04_augmentation 05_heads
 EXECUTED = $(REPORTS:%=results/notebooks/$(PROFILE)/%.ipynb)
 
 # One thread per process: two are slower, and with one the numbers repeat bit for bit.

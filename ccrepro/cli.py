@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
@@ -64,6 +65,13 @@ def _parser() -> Parser:
     settings = add("recipe", _recipe, "print the settings of a data set, variant and seed as YAML")
     for command in (train, settings):
         _add_settings(command)
+    data = add("datasets", _datasets, "list the data sets, or get one: fetch, verify and pack it for all runs")
+    data.add_argument("action", nargs="?", choices=["list", "get"], default="list")
+    data.add_argument("dataset", nargs="?", metavar="NAME", help="a data set to get, or folder:PATH")
+    data.add_argument("--imagenet", metavar="DIR", help="ILSVRC-2012's training folder, for the two subsets of it")
+    data.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
+    for command in (train, data):
+        command.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
     check = add("check", _check, "check the names of a reproduction before it starts")
     check.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
     for name in ("datasets", "variants", "seeds"):
@@ -97,12 +105,27 @@ def _train(options: argparse.Namespace) -> None:
     config = _config(options)
     from ccrepro import datasets, evaluate, run, train  # torch takes seconds to import; mistakes are told at once
 
-    data = datasets.load(config.dataset)
+    data = datasets.load(config.dataset, options.data_dir)
     model, history = train.train(config, data, report=run.Log(config))
     clustering = evaluate.evaluate(config, data, model)
     result = run.record(config, data, model, clustering, history)
     path = run.save(result, config, model, clustering)
     print(*(f"{name.upper()} {value:.4f}" for name, value in result["scores"].items()), f"-> {path}")
+
+
+def _datasets(options: argparse.Namespace) -> None:
+    from ccrepro import datasets
+    from ccrepro.datasets import catalog, fetch
+
+    if options.action == "list":
+        print(catalog.catalog(options.data_dir).to_markdown(index=False))
+        return
+    if options.dataset is None:
+        raise ConfigError("no data set named", "datasets get", "Write one of the names it lists", "Add the name")
+    if options.imagenet:
+        fetch.from_imagenet(options.dataset, Path(options.imagenet), datasets.data_root(options.data_dir))
+    data = datasets.load(options.dataset, options.data_dir, options.skip_bad)
+    print(f"{len(data.images):,} images of {data.images.shape[1:]}, {len(data.class_names)} classes: {data.sha256}")
 
 
 def _recipe(options: argparse.Namespace) -> None:

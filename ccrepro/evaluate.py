@@ -65,7 +65,7 @@ def score(config: Config, data: ImageSet, clustering: Clustering) -> dict[str, d
     return result
 
 
-def tsne(clustering: Clustering, labels: np.ndarray, n_points: int = 1000, seed: int = 0) -> dict[str, list]:
+def tsne(clustering: Clustering, labels: np.ndarray, n_points: int = 600, seed: int = 0) -> dict[str, list]:
     """Two-dimensional t-SNE of at most ``n_points`` images, drawn at random: x, y, label and cluster of each."""
     from openTSNE import TSNE  # late: two seconds that only a finished run needs
 

@@ -81,6 +81,23 @@ def _picture(axis: plt.Axes, picture: np.ndarray) -> None:
 
 
 @figure
+def samples(title: str, images: np.ndarray, labels: np.ndarray | None, names: Sequence[str], n: int = 8) -> Figure:
+    """n pictures of each class (of at most 20), drawn at random; all uint8 (N, C, S, S), without labels one row."""
+    labels = np.zeros(len(images), dtype=int) if labels is None else labels
+    kinds = np.unique(labels)[:20]
+    rng = np.random.default_rng(0)
+    result, axes = plt.subplots(len(kinds), n, figsize=(0.7 * n + 1.6, 0.7 * len(kinds) + 0.5), squeeze=False)
+    for row, kind in zip(axes, kinds, strict=True):
+        for axis, number in zip(row, rng.permutation(np.flatnonzero(labels == kind))[:n], strict=False):
+            _picture(axis, images[number] / 255)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+        row[0].set_ylabel(names[kind] if names else "", rotation=0, ha="right", va="center")
+    result.suptitle(title)
+    return result
+
+
+@figure
 def losses(records: Sequence[dict[str, Any]]) -> Figure:
     """Loss, its two parts, and the entropy of the mean assignment by epoch, one line per run."""
     panels = {
@@ -158,8 +175,8 @@ def ablation(name: str, runs: pd.DataFrame) -> Figure:
         order = list(labels.values())
         if len(part):
             sns.barplot(part, x="method", y="acc", order=order, errorbar=None, color="0.85", width=0.6, ax=axis)
-            sns.stripplot(part, x="method", y="acc", order=order, hue="method", palette=COLORS[: len(order)],
-                          hue_order=order, size=6, jitter=0.12, legend=False, ax=axis)  # fmt: skip
+            sns.swarmplot(part, x="method", y="acc", order=order, hue="method", palette=COLORS[: len(order)],
+                          hue_order=order, size=6, legend=False, ax=axis)  # fmt: skip
         title = DATASETS[dataset].title if dataset else "no run yet"
         axis.set(xlabel="", ylabel="ACC (a dot per seed, bar: mean)", ylim=(0, 1), title=title)
     return result

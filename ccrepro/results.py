@@ -49,6 +49,17 @@ def reported() -> pd.DataFrame:
     return pd.read_csv(Path(__file__).with_name("reported.csv"), dtype=str, keep_default_na=False)
 
 
+def data_sets() -> pd.DataFrame:
+    """Table 1 of the paper beside the counts that loading a data set insists on."""
+    paper, lines = reported(), []
+    for facts in DATASETS.values():
+        printed = paper[(paper.table == "1") & (paper.dataset == facts.title)].set_index("metric")["value"]
+        line = {"data set": facts.title, "split": printed.get("split", "–")}
+        line |= {f"{name} reported": printed.get(name, "–") for name in ("samples", "classes")}
+        lines.append(line | {"images ours": facts.images, "classes ours": facts.classes, "unlabeled": facts.unlabeled})
+    return pd.DataFrame(lines)
+
+
 class Row(NamedTuple):
     """One row per data set: its label, where the paper prints it, and our variant."""
 

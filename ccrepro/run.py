@@ -85,6 +85,7 @@ def record(
         "epochs": len(history),
         "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
         "n_images": len(data.images),
+        "packed_shape": list(data.images.shape[1:]),
         "n_clusters_used": len(np.unique(clustering.labels_pred)),
         "config": dataclasses.asdict(config),
         "data_sha256": data.sha256,

@@ -39,13 +39,18 @@ def test_exif_rotation_is_applied(halves, tmp_path):
     assert square[:, 3, 10] == pytest.approx(RED, abs=6)
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "P", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "YCbCr"])
 def test_other_modes_become_rgb(halves, tmp_path, mode):
     path = tmp_path / ("a.jpg" if mode in ("CMYK", "YCbCr") else "a.png")
     halves.convert(mode).save(path)
     square, _ = decode(path, 20)
     expected = np.asarray(halves.convert(mode).convert("RGB"))[10, 2]
     assert square[:, 10, 2] == pytest.approx(expected.astype(int), abs=6)
+
+
+def test_black_and_white(tmp_path):
+    Image.new("1", (8, 8), 1).save(tmp_path / "a.png")
+    assert decode(tmp_path / "a.png", 8)[0].min() == 255
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])

@@ -77,6 +77,12 @@ def test_report_notebook_makes_its_table_and_figures(name, tmp_path):
     assert len(pictures) == sum(name.endswith(".png") for name in saved)
 
 
+def test_data_set_notebook_shows_pictures(tmp_path):
+    output = notebook.run(ROOT / "notebooks/00_datasets.ipynb", tmp_path / "o.ipynb", {"results_dir": str(tmp_path)})
+    assert (tmp_path / "figures/demo/samples_digits.png").exists()
+    assert any("image/png" in o.get("data", {}) for c in code_cells(output) for o in c.outputs)
+
+
 def test_equal_runs_give_equal_files(made, tmp_path):
     path = made("seed = 0  # any", "seed + 1")
     for name in "ab":

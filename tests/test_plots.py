@@ -35,7 +35,7 @@ def test_confusion_shows_the_counts(record):
 
 def test_feature_space_draws_every_point_twice(record):
     axes = plots.feature_space([record]).axes
-    assert [len(a.collections[0].get_offsets()) for a in axes] == [1000, 1000]
+    assert [len(a.collections[0].get_offsets()) for a in axes] == [600, 600]
     assert sorted(t.get_text() for t in axes[0].texts) == [str(d) for d in range(10)]
 
 
@@ -67,6 +67,21 @@ def test_view_pairs_shows_images_and_their_views(digits):
     assert first.shape == (8, 8)
     assert any(np.allclose(first, image[0] / 255, atol=1e-6) for image in digits.images)
     assert not any(np.allclose(first, view) for view in views)
+
+
+def test_samples_shows_pictures_of_their_class(digits):
+    drawn = plots.samples("title", digits.images, digits.labels, digits.class_names, n=3)
+    assert len(drawn.axes) == 30
+    for number, axis in enumerate(drawn.axes):
+        shown = np.round(axis.images[0].get_array() * 255)
+        where = (digits.images[:, 0] == shown).all((1, 2))
+        assert digits.labels[where].tolist() == [number // 3] * where.sum()
+        assert where.any()
+    assert [drawn.axes[i].get_ylabel() for i in (0, 27)] == ["0", "9"]
+
+
+def test_samples_without_labels_is_one_row(digits):
+    assert len(plots.samples("title", digits.images, None, (), n=5).axes) == 5
 
 
 def test_saved_figures_are_equal_byte_by_byte(record, tmp_path):

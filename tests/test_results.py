@@ -47,6 +47,14 @@ def test_main_table_prints_the_paper_beside_ours():
     assert frame.loc[("CIFAR-10", "k-means on pixels"), "ACC reported"] == "0.229"
 
 
+def test_data_sets_have_the_papers_counts():
+    frame = results.data_sets()
+    ours = frame[frame["samples reported"] != "–"]
+    assert len(ours) == 6
+    assert ours["samples reported"].astype(int).tolist() == ours["images ours"].tolist()
+    assert ours["classes reported"].astype(int).tolist() == ours["classes ours"].tolist()
+
+
 @pytest.mark.parametrize(
     ("name", "column", "values"),
     [

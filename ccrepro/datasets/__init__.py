@@ -3,13 +3,13 @@
 import hashlib
 import os
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ccrepro import files
 from ccrepro.config import DATASETS
 from ccrepro.datasets import pack
 from ccrepro.datasets.sources import SOURCES, Bundle, Files, digits, folder
@@ -47,12 +47,12 @@ def as_tensor(images: np.ndarray) -> "torch.Tensor":
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder of data sets: the one given, or ``$CCREPRO_DATA``, or ``data/`` in the current folder."""
-    return Path(root or os.environ.get("CCREPRO_DATA") or "data")
+    """The folder of data sets: the one given, or ``$CCREPRO_DATA``, or ``data/`` in the clone."""
+    return Path(root or os.environ.get("CCREPRO_DATA") or files.ROOT / "data")
 
 
 def load(name: str, root: str | Path | None = None, skip_bad: bool = False) -> ImageSet:
-    """The data set, packed on first use, with its number of images and classes checked against Table 1.
+    """The data set, fetched and packed on first use, with its counts of images and classes checked against Table 1.
 
     ``name`` is one of the data sets' names, or ``folder:PATH``. ``skip_bad`` leaves out pictures that cannot be read.
     Raises `ConfigError` for an unknown name and `DataError` for data that is absent, damaged or incomplete.
@@ -62,26 +62,42 @@ def load(name: str, root: str | Path | None = None, skip_bad: bool = False) -> I
     root = data_root(root)
     if name.startswith("folder:"):
         path = Path(name.removeprefix("folder:")).resolve()
-        place = hashlib.sha256(str(path).encode()).hexdigest()[:16]
-        return ImageSet(name, *_packed(root / "packed" / f"folder-{place}", lambda: folder(path), skip_bad))
+        place = root / "packed" / f"folder-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
+        return ImageSet(name, *_packed(place, folder(path), skip_bad))
     if name not in SOURCES:
         raise unknown("data set", name, "loading", [*DATASETS, "folder:PATH"])
-    data = ImageSet(name, *_packed(root / "packed" / name, lambda: SOURCES[name](root), skip_bad))
+    place = root / "packed" / name
+    source = find_source(name, root)
+    if source is None:
+        packed = pack.read(place)  # the originals may be gone, once they are packed
+        data = ImageSet(name, *(packed or _packed(place, _fetched(name, root), skip_bad)))
+    else:
+        data = ImageSet(name, *_packed(place, source, skip_bad))
     if not skip_bad:
         _check_counts(data, root)
     return data
 
 
-def _packed(place: Path, source: Callable[[], Bundle | Files], skip_bad: bool) -> pack.Packed:
-    """The packed folder where it is sound and its source unchanged (or gone); otherwise made anew."""
+def find_source(name: str, root: Path) -> Bundle | Files | None:
+    """What a packed folder is made from, where all of it is below the data root."""
     try:
-        found = source()
+        source = SOURCES[name](root)
     except DataError:
-        packed = pack.read(place)
-        if packed is None:
-            raise
-        return packed
-    return pack.read(place, pack.fingerprint(found)) or pack.write(place, found, skip_bad)
+        return None
+    return source if pack.fingerprint(source) else None
+
+
+def _fetched(name: str, root: Path) -> Bundle | Files:
+    from ccrepro.datasets import fetch  # late: needs the network's libraries
+
+    if name in fetch.ARCHIVES:
+        fetch.fetch(name, root)
+    return SOURCES[name](root)
+
+
+def _packed(place: Path, source: Bundle | Files, skip_bad: bool) -> pack.Packed:
+    """The packed folder where it is sound and its source unchanged; otherwise made anew."""
+    return pack.read(place, pack.fingerprint(source)) or pack.write(place, source, skip_bad)
 
 
 def _in_memory(name: str) -> ImageSet:
