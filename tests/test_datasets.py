@@ -197,9 +197,17 @@ def test_tiny_imagenet_reads_the_training_part(tmp_path, facts):
     assert data.class_names == ("n1", "n2", "n3")
 
 
-def test_wrong_count_is_refused(tmp_path):
+def test_wrong_count_names_the_classes_that_lack_pictures(tmp_path, facts):
+    facts("tiny-imagenet", 8, 4)
+    made_classes(tmp_path / "tiny-imagenet-200/train", ["n1", "n2", "n3", "n4"], 2, "images")
+    (tmp_path / "tiny-imagenet-200/train/n3/images/n3_0.png").unlink()
+    with pytest.raises(DataError, match=r"7 images, 4 classes.*2 in each class, but n3: 1 .*Expected 8 images"):
+        datasets.load("tiny-imagenet", tmp_path)
+
+
+def test_missing_classes_are_refused(tmp_path):
     made_classes(tmp_path / "tiny-imagenet-200/train", ["n1"], 2, "images")
-    with pytest.raises(DataError, match=r"2 images, 1 classes.*Expected 100000 images, 200 classes"):
+    with pytest.raises(DataError, match=r"2 images, 1 classes.*Expected 100,000 images, 200 classes"):
         datasets.load("tiny-imagenet", tmp_path)
 
 
@@ -306,3 +314,21 @@ def test_genuine_pictures_are_packed_as_pillow_reads_them(place, tmp_path):
             assert tuple(data.sizes[row]) == (image.height, image.width)
             expected = np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR))
         assert np.array_equal(data.images[row], expected.transpose(2, 0, 1))
+
+
+@has("samples/sample-stl10")
+def test_genuine_stl10_pictures_are_read(tmp_path, monkeypatch, facts):
+    """A sample in the real format: 40 training, 10 test and 248 unlabeled pictures; its checksums are its own."""
+    facts("stl10", 50, 10, 248)
+    shutil.copytree(Path(DATA, "samples/sample-stl10/stl10_binary"), tmp_path / "stl10_binary")
+    for attribute in ("train_list", "test_list"):
+        names = [name for name, _ in getattr(tv.STL10, attribute)]
+        sums = [[name, md5(tmp_path / "stl10_binary" / name)] for name in names]
+        monkeypatch.setattr(tv.STL10, attribute, sums)
+    data = datasets.load("stl10", tmp_path)
+    raw = np.fromfile(tmp_path / "stl10_binary/test_X.bin", np.uint8).reshape(-1, 3, 96, 96)
+    assert np.array_equal(data.images[40:], raw.transpose(0, 1, 3, 2))
+    assert data.class_names[0] == "airplane"
+    # Pictures, not noise, and not turned: neighbours down and across are alike.
+    smooth = [np.abs(np.diff(data.unlabeled.astype(int), axis=axis)).mean() for axis in (2, 3)]
+    assert max(smooth) < 20

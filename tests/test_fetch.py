@@ -207,7 +207,9 @@ def test_a_subset_is_built_from_folders_and_tars(imagenet, tmp_path):
     data = datasets.load("imagenet10", tmp_path / "data")
     assert data.class_names == ("one", "two", "three")
     assert data.labels.tolist() == [0, 0, 1, 1, 2, 2]
-    fetch.from_imagenet("imagenet10", imagenet, tmp_path / "data")  # again: nothing to do
+    moved = imagenet.rename(imagenet.with_name("moved"))
+    fetch.from_imagenet("imagenet10", moved, tmp_path / "data")  # again, from another place
+    assert (tmp_path / "data/imagenet-10/n1").resolve() == moved / "n1"
 
 
 def test_every_missing_synset_is_named(imagenet, tmp_path):

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 
@@ -38,6 +39,9 @@ def test_packed_pictures_are_the_decoded_ones(pictures, place):
         assert tuple(packed.sizes[row]) == size
     assert packed.labels.tolist() == [0] * 5 + [1] * 6
     assert sorted(p.name for p in place.iterdir()) == ["images.npy", "index.json"]
+    index = json.loads((place / "index.json").read_text())
+    each = "".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in source.paths)
+    assert index["source_sha256"] == {"11 files": hashlib.sha256(each.encode()).hexdigest()}
     assert not place.with_name("mine.partial").exists()
 
 
@@ -57,6 +61,8 @@ def test_arrays_keep_their_unlabeled_part(tmp_path, place):
     assert np.array_equal(packed.images, images)
     assert np.array_equal(packed.unlabeled, rest)
     assert packed.sizes.tolist() == [[3, 4]] * 4
+    index = json.loads((place / "index.json").read_text())
+    assert index["source_sha256"] == {"raw": hashlib.sha256(b"x").hexdigest()}
 
 
 @pytest.mark.parametrize("change", ["new file", "file changed", "file gone", "side", "version"])

@@ -111,6 +111,16 @@ def _check_counts(data: ImageSet, root: Path) -> None:
     facts = DATASETS[data.name]
     found = (len(data.images), len(data.class_names), 0 if data.unlabeled is None else len(data.unlabeled))
     if found != facts[1:]:
-        counts = "{} images, {} classes, {} unlabeled images"
-        what, allowed = f"{facts.title} has " + counts.format(*found), "Expected " + counts.format(*facts[1:])
+        counts = "{:,} images, {} classes, {:,} unlabeled images"
+        what = f"{facts.title} has {counts.format(*found)}; {_unequal(data)}"
+        allowed = "Expected " + counts.format(*facts[1:])
         raise DataError(what, str(root), allowed, "Remove its folder and fetch the data again")
+
+
+def _unequal(data: ImageSet) -> str:
+    """The classes that lack pictures, or have too many: those unlike the most frequent count."""
+    counts = np.bincount(data.labels, minlength=len(data.class_names))
+    usual = np.bincount(counts).argmax()
+    odd = [f"{data.class_names[k]}: {counts[k]}" for k in np.flatnonzero(counts != usual)]
+    more = f" and {len(odd) - 10} more" if len(odd) > 10 else ""
+    return f"{usual} in each class" + (f", but {', '.join(odd[:10])}{more}" if odd else "")

@@ -139,7 +139,9 @@ def from_imagenet(name: str, imagenet: Path, root: Path) -> Path:
         raise DataError(what, str(base), "A folder or a tar of each is needed", "Add them")
     for synset in names:
         target = root / folder / synset
-        if target.is_symlink() or target.exists():
+        if target.is_symlink():
+            target.unlink()  # of an earlier call, perhaps to another folder
+        elif target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         if (base / synset).is_dir():

@@ -1,8 +1,8 @@
 """Decode a data set once into a folder that is mapped into memory from then on.
 
 A packed folder holds ``images.npy`` (uint8), perhaps ``unlabeled.npy``, and ``index.json``, written last: labels, class
-names, every picture's own height and width, what it was made from, and the SHA-256 of the arrays. It is used only where
-all of that fits; otherwise it is made anew. An interrupted packing goes on where it stopped.
+names, every picture's own height and width, what it was made from, and the SHA-256 of sources and arrays. It is used
+only where all of that fits; otherwise it is made anew. An interrupted packing goes on where it stopped.
 """
 
 import hashlib
@@ -84,6 +84,7 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Packe
     index = {
         "version": VERSION,
         "made_from": fingerprint(source),
+        "source_sha256": _source_hashes(source),
         "class_names": list(arrays.class_names),
         "labels": None if arrays.labels is None else arrays.labels.tolist(),
         "sizes": sizes.tolist(),
@@ -169,6 +170,14 @@ def _progress(chunks: Iterator[Any], total: int, n: int) -> Iterator[Any]:
             printed, rate = now, number * CHUNK / (now - start)
             left = (total - number) * CHUNK / rate
             print(f"packing {n:,} pictures: {number}/{total} parts, {rate:.0f} a second, {left:.0f} s left", flush=True)
+
+
+def _source_hashes(source: Bundle | Files) -> dict[str, str]:
+    """SHA-256 of each file of a bundle; of image files one over all of theirs, in order."""
+    hashes = [_sha256(path) for path in source.paths]
+    if isinstance(source, Bundle):
+        return dict(zip([path.name for path in source.paths], hashes, strict=True))
+    return {f"{len(hashes)} files": hashlib.sha256("".join(hashes).encode()).hexdigest()}
 
 
 def _sha256(path: Path) -> str:
