@@ -100,8 +100,7 @@ def unpack(path: Path, root: Path, folder: str) -> None:
         if zipfile.is_zipfile(path):
             _unzip(path, scratch)
         else:
-            with tarfile.open(path) as archive:
-                archive.extractall(scratch, filter="data")
+            _untar(path, scratch)
         if not (scratch / folder).is_dir():
             raise DataError(f"{path.name} holds no {folder}", str(path), "Another archive was expected", "Remove it")
         shutil.rmtree(root / folder, ignore_errors=True)
@@ -111,6 +110,14 @@ def unpack(path: Path, root: Path, folder: str) -> None:
         raise DataError(what, str(path), "Members must stay inside their folder", fix) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _untar(path: Path, scratch: Path) -> None:
+    if not hasattr(tarfile, "data_filter"):
+        what = "this Python cannot unpack an archive safely"
+        raise DataError(what, str(path), "Python 3.11.4 or newer is needed for it", "Unpack it by hand")
+    with tarfile.open(path) as archive:
+        archive.extractall(scratch, filter="data")
 
 
 def _unzip(path: Path, scratch: Path) -> None:
@@ -156,8 +163,7 @@ def _unpack_class(path: Path, target: Path) -> None:
     scratch = target.with_name(f".unpacking-{target.name}")
     shutil.rmtree(scratch, ignore_errors=True)
     try:
-        with tarfile.open(path) as archive:
-            archive.extractall(scratch, filter="data")
+        _untar(path, scratch)
         os.replace(scratch, target)
     except (tarfile.TarError, EOFError) as error:
         what, fix = f"{path.name} cannot be unpacked: {error}", "Fetch it again"
