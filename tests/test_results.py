@@ -47,6 +47,10 @@ def test_main_table_prints_the_paper_beside_ours():
     assert frame.loc[("CIFAR-10", "k-means on pixels"), "ACC reported"] == "0.229"
 
 
+def test_markdown_keeps_the_papers_digits():
+    assert "| 0.030 " in results.markdown("augmentation", runs_of())
+
+
 def test_data_sets_have_the_papers_counts():
     frame = results.data_sets()
     ours = frame[frame["samples reported"] != "–"]
