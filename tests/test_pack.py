@@ -158,3 +158,21 @@ def test_bad_pictures_can_be_left_out(pictures, place, capsys):
     assert packed.labels.tolist() == [0] * 4 + [1] * 6
     assert packed.sizes[0].tolist() == [11, 29]
     assert "1 bad pictures are left out, 10 remain" in capsys.readouterr().err
+
+
+def test_a_stop_while_bad_pictures_are_left_out_costs_no_row(pictures, place, monkeypatch):
+    before = pack.write(place, folder(pictures, side=16))
+    (pictures / "cats/00.png").write_bytes(b"")
+    real = os.replace
+
+    def stopped(source, target):
+        real(source, target)
+        if str(source).endswith("kept.npy"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pack.write(place, folder(pictures, side=16), skip_bad=True)
+    monkeypatch.setattr("os.replace", real)
+    packed = pack.write(place, folder(pictures, side=16), skip_bad=True)
+    assert np.array_equal(packed.images, before.images[1:])

@@ -131,6 +131,7 @@ def _kept(scratch: Path, source: Files, sizes: list[Any], bad: list[int]) -> tup
         print(f"{len(bad)} bad pictures are left out, {len(keep)} remain", file=sys.stderr)
         images = images[keep]
         np.save(scratch / "kept.npy", images)
+        (scratch / "done.txt").unlink()  # from here on its rows are not those of images.npy: a restart begins anew
         os.replace(scratch / "kept.npy", scratch / "images.npy")
     labels = None if source.labels is None else source.labels[keep]
     return Arrays(images, labels, source.class_names), np.array([sizes[i] for i in keep], dtype=np.int64)
