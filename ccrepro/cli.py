@@ -115,7 +115,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _datasets(options: argparse.Namespace) -> None:
     from ccrepro import datasets
-    from ccrepro.datasets import catalog, fetch
+    from ccrepro.datasets import catalog
 
     if options.action == "list":
         print(catalog.catalog(options.data_dir).to_markdown(index=False))
@@ -123,6 +123,8 @@ def _datasets(options: argparse.Namespace) -> None:
     if options.dataset is None:
         raise ConfigError("no data set named", "datasets get", "Write one of the names it lists", "Add the name")
     if options.imagenet:
+        from ccrepro.datasets import fetch  # late: needs the network's libraries
+
         fetch.from_imagenet(options.dataset, Path(options.imagenet), datasets.data_root(options.data_dir))
     data = datasets.load(options.dataset, options.data_dir, options.skip_bad)
     print(f"{len(data.images):,} images of {data.images.shape[1:]}, {len(data.class_names)} classes: {data.sha256}")

@@ -35,22 +35,25 @@ ORIGINS = {
 
 def catalog(root: str | Path | None = None) -> pd.DataFrame:
     """One row per data set: name, images, classes, split, place, how, terms, and its state below the data root."""
+    return _known().assign(state=[_state(name, data_root(root)) for name in DATASETS])
+
+
+def markdown() -> str:
+    """The catalog for the documentation: without the state, which is of one machine."""
+    return _known().to_markdown(index=False)
+
+
+def _known() -> pd.DataFrame:
     rows = [
         {
             "name": name,
             "images": f"{facts.images:,}" + (f" + {facts.unlabeled:,}" if facts.unlabeled else ""),
             "classes": str(facts.classes),
             **ORIGINS[name]._asdict(),
-            "state": _state(name, data_root(root)),
         }
         for name, facts in DATASETS.items()
     ]
     return pd.DataFrame(rows)
-
-
-def markdown() -> str:
-    """The catalog for the documentation: without the state, which is of one machine."""
-    return catalog().drop(columns="state").to_markdown(index=False)
 
 
 def _state(name: str, root: Path) -> str:

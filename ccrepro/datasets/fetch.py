@@ -1,10 +1,12 @@
 """Bring a data set's files below the data root: download, verify, only then unpack; or take them from an ImageNet."""
 
+import contextlib
 import os
 import shutil
 import stat
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,9 +96,7 @@ def unpack(path: Path, root: Path, folder: str) -> None:
 
     Raises `DataError` for a member that would lie outside, a link that leads outside, or a device.
     """
-    scratch = root / f".unpacking-{folder}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
+    with _unpacking(path, root / f".unpacking-{folder}") as scratch:
         if zipfile.is_zipfile(path):
             _unzip(path, scratch)
         else:
@@ -105,6 +105,14 @@ def unpack(path: Path, root: Path, folder: str) -> None:
             raise DataError(f"{path.name} holds no {folder}", str(path), "Another archive was expected", "Remove it")
         shutil.rmtree(root / folder, ignore_errors=True)
         os.replace(scratch / folder, root / folder)
+
+
+@contextlib.contextmanager
+def _unpacking(path: Path, scratch: Path) -> Iterator[Path]:
+    """A folder to unpack into that never stays; a bad archive becomes a `DataError`."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        yield scratch
     except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
         what, fix = f"{path.name} cannot be unpacked: {error}", "Remove it and fetch it again"
         raise DataError(what, str(path), "Members must stay inside their folder", fix) from error
@@ -160,13 +168,6 @@ def from_imagenet(name: str, imagenet: Path, root: Path) -> Path:
 
 def _unpack_class(path: Path, target: Path) -> None:
     """A class's tar holds its pictures without a folder of their own."""
-    scratch = target.with_name(f".unpacking-{target.name}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
+    with _unpacking(path, target.with_name(f".unpacking-{target.name}")) as scratch:
         _untar(path, scratch)
         os.replace(scratch, target)
-    except (tarfile.TarError, EOFError) as error:
-        what, fix = f"{path.name} cannot be unpacked: {error}", "Fetch it again"
-        raise DataError(what, str(path), "Members must stay inside their folder", fix) from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
