@@ -103,14 +103,12 @@ def _config(options: argparse.Namespace) -> Config:
 
 def _train(options: argparse.Namespace) -> None:
     config = _config(options)
-    from ccrepro import datasets, evaluate, run, train  # torch takes seconds to import; mistakes are told at once
+    from ccrepro import datasets, run, train  # torch takes seconds to import; mistakes are told at once
 
     data = datasets.load(config.dataset, options.data_dir)
-    model, history = train.train(config, data, report=run.Log(config))
-    clustering = evaluate.evaluate(config, data, model)
-    result = run.record(config, data, model, clustering, history)
-    path = run.save(result, config, model, clustering)
-    print(*(f"{name.upper()} {value:.4f}" for name, value in result["scores"].items()), f"-> {path}")
+    this = run.Run(config, data)
+    record = this.finish(*train.train(config, data, this.report))
+    print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {this.folder}/run.json")
 
 
 def _datasets(options: argparse.Namespace) -> None:

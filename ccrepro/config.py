@@ -84,6 +84,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "views-none": {"views": "none"},
     "resnet18": {"backbone": "resnet18"},
     "resnet50": {"backbone": "resnet50"},
+    "shared-head": {"heads": "shared"},
     "no-entropy": {"entropy_weight": 0.0},
     "kmeans-pixels": {"baseline": "kmeans"},
 }
@@ -162,7 +163,7 @@ class Config:
     backbone: str = option("resnet34", one_of("resnet18", "resnet34", "resnet50", "small"), "[§4.2, Table 5]")
     stem: str = option("imagenet", one_of("imagenet", "cifar"), "7×7 stride 2 and max-pool, or 3×3 [code]")
     instance_dim: int = option(128, at_least(2), "D, width of the instance head's output [§4.2]")
-    heads: str = option("both", one_of("both", "instance", "cluster"), "whose losses are minimised [Table 4]")
+    heads: str = option("both", one_of("both", "instance", "cluster", "shared"), "one, both, or one for two [Table 4]")
     baseline: str = option("", one_of("", "kmeans"), "a classical method on pixels instead of training [Table 2]")
 
     instance_temperature: float = option(0.5, above(0), "of the instance loss [§4.2]")

@@ -3,6 +3,7 @@
 Letters: N images, D instance dimension, K clusters.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,11 +66,18 @@ def score(config: Config, data: ImageSet, clustering: Clustering) -> dict[str, d
     return result
 
 
-def tsne(clustering: Clustering, labels: np.ndarray, n_points: int = 600, seed: int = 0) -> dict[str, list]:
-    """Two-dimensional t-SNE of at most ``n_points`` images, drawn at random: x, y, label and cluster of each."""
+def map_rows(n_images: int, n_points: int = 600) -> np.ndarray:
+    """The images that are pictured in maps of the feature space: at most ``n_points``, drawn at random, sorted."""
+    return np.sort(np.random.default_rng(0).permutation(n_images)[:n_points])
+
+
+def feature_map(features: Sequence[np.ndarray], seed: int = 0) -> list[dict[str, list[float]]]:
+    """``x`` and ``y`` of the same images at several epochs, all in one t-SNE embedding.
+
+    It is made of the last (N, D) features; each earlier point is placed by its nearest neighbours among them.
+    """
     from openTSNE import TSNE  # late: two seconds that only a finished run needs
 
-    rows = np.sort(np.random.default_rng(seed).permutation(len(labels))[:n_points])
-    points = TSNE(random_state=seed, n_jobs=1).fit(clustering.features[rows]).round(2)
-    columns = {"x": points[:, 0], "y": points[:, 1], "label": labels[rows], "cluster": clustering.labels_pred[rows]}
-    return {name: values.tolist() for name, values in columns.items()}
+    embedding = TSNE(random_state=seed, n_jobs=1).fit(features[-1])
+    points = [*(embedding.transform(earlier) for earlier in features[:-1]), embedding]
+    return [{"x": p[:, 0].tolist(), "y": p[:, 1].tolist()} for p in (np.asarray(p).round(2) for p in points)]

@@ -38,6 +38,27 @@ def cluster_loss(p_a: Tensor, p_b: Tensor, temperature: float = 1.0, entropy_wei
     return nt_xent(p_a.T, p_b.T, temperature) + entropy_weight * missing_entropy
 
 
+@torch.no_grad()
+def pair_cosines(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Mean and deviation of the cosines of the M positive pairs and the 2M (2M - 2) negative ones [Fig. 3].
+
+    a, b: (M, F). No (2M, 2M) matrix is made where F is smaller: the cosines of all pairs sum to the squared length of
+    the vectors' sum, and their squares to that of the matrix of inner products, of rows or of columns.
+    """
+    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    rows, m = torch.cat((a, b)), len(a)
+    inner = rows.T @ rows if rows.shape[1] < 2 * m else rows @ rows.T
+    cosines, n_negative = (a * b).sum(1), 2 * m * (2 * m - 2)
+    negative = (rows.sum(0).square().sum() - 2 * m - 2 * cosines.sum()) / n_negative
+    squares = (inner.square().sum() - 2 * m - 2 * cosines.square().sum()) / n_negative
+    return {
+        "positive": cosines.mean(),
+        "positive_sd": cosines.std(correction=0),
+        "negative": negative,
+        "negative_sd": (squares - negative.square()).clamp(min=0).sqrt(),
+    }
+
+
 def mean_entropy(p: Tensor) -> Tensor:
     """Entropy H(Y) of the mean assignment, in nats: (N, K) → scalar in [0, log K].
 

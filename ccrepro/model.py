@@ -60,19 +60,22 @@ class Backbone(nn.Module):
 
 
 class ContrastiveClusteringModel(nn.Module):
-    """One backbone, two heads: float (N, C, S, S) → z (N, D) of unit length, p (N, K) of rows that sum to 1."""
+    """One backbone, two heads: float (N, C, S, S) → z (N, D) of unit length, p (N, K) of rows that sum to 1.
 
-    def __init__(self, backbone: Backbone, instance_dim: int, n_clusters: int):
+    ``shared`` makes z the rows of p, scaled to unit length: both losses on one matrix, which the paper argues against.
+    """
+
+    def __init__(self, backbone: Backbone, instance_dim: int, n_clusters: int, shared: bool = False):
         super().__init__()
         width = backbone.n_features
-        self.backbone = backbone
+        self.backbone, self.shared = backbone, shared
         self.instance_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, instance_dim))
         self.cluster_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, n_clusters))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(x)
-        z = F.normalize(self.instance_head(features).float(), dim=1)
         p = F.softmax(self.cluster_head(features).float(), dim=1)
+        z = F.normalize(p if self.shared else self.instance_head(features).float(), dim=1)
         return z, p
 
 
@@ -81,4 +84,6 @@ def build(config: Config, channels: int = 3) -> ContrastiveClusteringModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         backbone = Backbone(config.backbone, config.stem, channels)
-        return ContrastiveClusteringModel(backbone, config.instance_dim, config.n_clusters)
+        return ContrastiveClusteringModel(
+            backbone, config.instance_dim, config.n_clusters, shared=config.heads == "shared"
+        )

@@ -6,6 +6,7 @@ done here) and, for a recipe without overrides, to ``results/runs/<cell>.json``,
 
 import dataclasses
 import importlib.metadata
+import io
 import json
 import math
 import os
@@ -22,38 +23,131 @@ from ccrepro import files
 from ccrepro.checkpoint import save_weights
 from ccrepro.config import Config
 from ccrepro.datasets import ImageSet
-from ccrepro.evaluate import Clustering, score, tsne
-from ccrepro.metrics import contingency
+from ccrepro.evaluate import Clustering, evaluate, feature_map, map_rows, score
+from ccrepro.metrics import contingency, scores
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.train import Epoch
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "openTSNE")
 
 
-class Log:
-    """Keeps one JSON line per epoch in the run's folder and prints a line now and then, with rate and time left."""
+# When the feature space is pictured, as shares of all epochs: Fig. 4 has 0, 20, 50 and 100 of 1,000.
+PICTURED = (0.0, 0.02, 0.05, 0.1, 0.3, 1.0)
+SCORED = 20  # times that a run is scored on its way, evenly spaced
 
-    def __init__(self, config: Config, runs_dir: str | Path = "runs", every_seconds: float = 10):
-        self.config, self.every, self.printed = config, every_seconds, -math.inf
+
+class Run:
+    """The folder of one run: a JSON line per epoch, the clustering at some epochs, and at the end the record.
+
+    Pass `report` to `ccrepro.train.train`, then call `finish` with what it returns.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        data: ImageSet,
+        runs_dir: str | Path = "runs",
+        results_dir: str | Path = "results",
+        every_seconds: float = 10,
+    ):
+        self.config, self.data, self.results = config, data, files.ROOT / results_dir
+        self.every, self.printed, self.start = every_seconds, -math.inf, time.monotonic()
         self.folder = run_folder(config, runs_dir)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.path = self.folder / "log.jsonl"
-        self.path.write_text("")
-        self.start = time.monotonic()
+        self.log = self.folder / "log.jsonl"
+        self.log.write_text("")
+        self.pictured = {round(share * config.epochs) for share in PICTURED}
+        self.scored = {round(i / SCORED * config.epochs) for i in range(SCORED)} | self.pictured - {config.epochs}
 
-    def __call__(self, epoch: Epoch) -> None:
-        with self.path.open("a") as file:
+    def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
+        """Keep an epoch's numbers, and at some epochs the clustering; print a line now and then with the time left."""
+        number = epoch["epoch"]
+        if number in self.scored and self.config.heads != "instance":  # which needs a k-means each time
+            self._keep(number, evaluate(self.config, self.data, model))
+        if number == 0:
+            return
+        with self.log.open("a") as file:
             file.write(json.dumps(epoch) + "\n")
-        now, done, total = time.monotonic(), epoch["epoch"], self.config.epochs
-        if now - self.printed < self.every and done < total:
+        now, total = time.monotonic(), self.config.epochs
+        if now - self.printed < self.every and number < total:
             return
         self.printed = now
-        rate = (now - self.start) / done
+        rate = (now - self.start) / number
         print(
-            f"{self.config.cell}  epoch {done}/{total}  loss {epoch['loss']:.3f}  "
-            f"{rate:.2f} s/epoch  {rate * (total - done):.0f} s left",
+            f"{self.config.cell}  epoch {number}/{total}  loss {epoch['loss']:.3f}  "
+            f"{rate:.2f} s/epoch  {rate * (total - number):.0f} s left",
             flush=True,
         )
+
+    def finish(self, model: ContrastiveClusteringModel | None, history: list[Epoch]) -> dict[str, Any]:
+        """Cluster and score all images; write weights, assignments and the record, in the run's folder last."""
+        clustering = evaluate(self.config, self.data, model)
+        self._keep(self.config.epochs, clustering)
+        if model is not None:
+            save_weights(model, self.folder / "model.safetensors")
+            _save_arrays(self.folder / "clustering.npz", **dataclasses.asdict(clustering))
+        result = self._record(model, clustering, history)
+        text = "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in result.items()) + "\n}\n"
+        if not self.config.overrides():
+            files.atomic_write(self.results / "runs" / f"{self.config.cell}.json", text)
+        files.atomic_write(self.folder / "run.json", text)
+        return result
+
+    def _keep(self, epoch: int, clustering: Clustering) -> None:
+        """The assignments after an epoch, and the features of the images that are pictured."""
+        rows = map_rows(len(clustering.features))
+        features = clustering.features[rows] if epoch in self.pictured else np.zeros(0)
+        _save_arrays(self._kept(epoch), labels_pred=clustering.labels_pred, features=features)
+
+    def _kept(self, epoch: int) -> Path:
+        return self.folder / "epochs" / f"{epoch:05d}.npz"
+
+    def _record(
+        self, model: ContrastiveClusteringModel | None, clustering: Clustering, history: list[Epoch]
+    ) -> dict[str, Any]:
+        """Everything the tables and figures need of a run, as plain JSON values."""
+        config, data = self.config, self.data
+        return {
+            "dataset": config.dataset,
+            "variant": config.variant,
+            "profile": config.profile,
+            "seed": config.seed,
+            "overrides": config.overrides(),
+            **score(config, data, clustering),
+            "epochs": len(history),
+            "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
+            "n_images": len(data.images),
+            "packed_shape": list(data.images.shape[1:]),
+            "n_clusters_used": len(np.unique(clustering.labels_pred)),
+            "config": dataclasses.asdict(config),
+            "data_sha256": data.sha256,
+            "hardware": hardware(model),
+            "versions": versions(),
+            "commit": files.commit(),
+            "class_names": data.class_names,
+            "contingency": contingency(data.labels, clustering.labels_pred, config.n_clusters).tolist(),
+            "history": {name: [_short(e[name]) for e in history] for name in (history[0] if history else ())},
+            **self._evolution(),
+        }
+
+    def _evolution(self) -> dict[str, Any]:
+        """``evolution``: scores and clusters used at some epochs, in their order; at some of these also ``x``, ``y``
+        and ``cluster`` of the pictured images, all in one t-SNE embedding (Fig. 4). ``tsne``: the last of these
+        pictures, with ``label``."""
+        epochs = sorted(self.scored | {self.config.epochs})
+        kept = {epoch: _load_arrays(self._kept(epoch)) for epoch in epochs if self._kept(epoch).exists()}
+        pictured = {epoch: arrays["features"] for epoch, arrays in kept.items() if len(arrays["features"])}
+        maps = dict(zip(pictured, feature_map(list(pictured.values())), strict=True))
+        rows, labels, evolution = map_rows(len(self.data.images)), self.data.labels, []
+        for epoch, arrays in kept.items():
+            clusters = arrays["labels_pred"]
+            evolution.append(
+                {"epoch": epoch, "scores": scores(labels, clusters), "n_clusters_used": len(np.unique(clusters))}
+            )
+            if epoch in maps:
+                evolution[-1] |= {**maps[epoch], "cluster": clusters[rows].tolist()}
+        last = {name: evolution[-1][name] for name in ("x", "y", "cluster")}
+        return {"evolution": evolution, "tsne": {**last, "label": labels[rows].tolist()}}
 
 
 def run_folder(config: Config, runs_dir: str | Path = "runs") -> Path:
@@ -67,56 +161,15 @@ def _file_name(value: Any) -> str:
     return re.sub(r"[^\w.,-]", "", str(value))
 
 
-def record(
-    config: Config,
-    data: ImageSet,
-    model: ContrastiveClusteringModel | None,
-    clustering: Clustering,
-    history: list[Epoch],
-) -> dict[str, Any]:
-    """Everything the tables and figures need of a run, as plain JSON values."""
-    return {
-        "dataset": config.dataset,
-        "variant": config.variant,
-        "profile": config.profile,
-        "seed": config.seed,
-        "overrides": config.overrides(),
-        **score(config, data, clustering),
-        "epochs": len(history),
-        "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
-        "n_images": len(data.images),
-        "packed_shape": list(data.images.shape[1:]),
-        "n_clusters_used": len(np.unique(clustering.labels_pred)),
-        "config": dataclasses.asdict(config),
-        "data_sha256": data.sha256,
-        "hardware": hardware(model),
-        "versions": versions(),
-        "commit": files.commit(),
-        "class_names": data.class_names,
-        "contingency": contingency(data.labels, clustering.labels_pred, config.n_clusters).tolist(),
-        "history": {name: [_short(e[name]) for e in history] for name in (history[0] if history else ())},
-        "tsne": tsne(clustering, data.labels),
-    }
+def _save_arrays(path: Path, **arrays: np.ndarray | None) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{name: a for name, a in arrays.items() if a is not None})
+    files.atomic_write(path, buffer.getvalue())
 
 
-def save(
-    result: dict[str, Any],
-    config: Config,
-    model: ContrastiveClusteringModel | None,
-    clustering: Clustering,
-    runs_dir: str | Path = "runs",
-    results_dir: str | Path = "results",
-) -> Path:
-    """Write weights, assignments and record; the record in the run's folder last. Returns its path."""
-    folder = run_folder(config, runs_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    if model is not None:
-        save_weights(model, folder / "model.safetensors")
-        np.savez_compressed(folder / "clustering.npz", labels_pred=clustering.labels_pred, features=clustering.features)
-    text = "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in result.items()) + "\n}\n"
-    if not config.overrides():
-        files.atomic_write(files.ROOT / results_dir / "runs" / f"{config.cell}.json", text)
-    return files.atomic_write(folder / "run.json", text)
+def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path, allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _short(value: float) -> float:

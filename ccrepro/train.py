@@ -17,20 +17,21 @@ from ccrepro import augmentations
 from ccrepro.config import Config, check_fits
 from ccrepro.datasets import ImageSet, as_tensor
 from ccrepro.errors import ConfigError, NumericalError
-from ccrepro.loss import cluster_loss, instance_loss, mean_entropy
+from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, pair_cosines
 from ccrepro.model import ContrastiveClusteringModel, build
 
-Epoch = dict[str, float]  # epoch (from 1), loss, instance_loss, cluster_loss, entropy, largest_share, seconds
+Epoch = dict[str, float]  # epoch (from 1), what `step` returns as means over the epoch, seconds
+Report = Callable[[Epoch, ContrastiveClusteringModel], None]
 
 
 def train(
-    config: Config, data: ImageSet, report: Callable[[Epoch], None] = lambda epoch: None
+    config: Config, data: ImageSet, report: Report = lambda epoch, model: None
 ) -> tuple[ContrastiveClusteringModel | None, list[Epoch]]:
     """Train from scratch on all images, without their labels.
 
-    Returns the model in evaluation mode, on its device, and one dict per epoch with the means of its steps:
-    ``loss``, ``instance_loss``, ``cluster_loss``, ``entropy`` of the mean assignment in nats, ``largest_share`` of a
-    cluster, and ``seconds``. ``report`` is called with each. A baseline has nothing to train: (None, []).
+    Returns the model in evaluation mode, on its device, and one dict per epoch: ``epoch`` (from 1), the means of what
+    `step` returns, and ``seconds``. ``report(epoch, model)`` is called with each; ``epoch`` 0, before the first step,
+    has nothing but its number. A baseline has nothing to train: (None, []).
     Raises `NumericalError` when a loss is not finite.
     """
     if config.baseline:
@@ -42,6 +43,7 @@ def train(
     optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
     passes = [(images.to(device), sizes, both) for images, sizes, both in _passes(config, data)]
     history: list[Epoch] = []
+    report({"epoch": 0}, model)
     for epoch in range(config.epochs):
         start = time.perf_counter()
         for group in optimizer.param_groups:
@@ -52,7 +54,7 @@ def train(
             for view_a, view_b in pairs(images, sizes, config, epoch, number)
         ]
         history.append(_summary(epoch + 1, steps, time.perf_counter() - start))
-        report(history[-1])
+        report(history[-1], model)
     return model.eval(), history
 
 
@@ -72,19 +74,26 @@ def step(
     (z_a, p_a), (z_b, p_b) = model(view_a), model(view_b)
     instance = instance_loss(z_a, z_b, config.instance_temperature)
     cluster = cluster_loss(p_a, p_b, config.cluster_temperature, config.entropy_weight)
-    used = {"both": (1, 1), "instance": (1, 0), "cluster": (0, 1)}[config.heads if both else "instance"]
+    used = {"both": (1, 1), "shared": (1, 1), "instance": (1, 0), "cluster": (0, 1)}[
+        config.heads if both else "instance"
+    ]
     loss = used[0] * instance + used[1] * cluster
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
-    share = (p_a + p_b).detach().mean(0) / 2
-    return {
-        "loss": loss.detach(),
-        "instance_loss": instance.detach(),
-        "cluster_loss": cluster.detach(),
-        "entropy": mean_entropy((p_a + p_b).detach() / 2),
-        "largest_share": share.max(),
-    }
+    return {"loss": loss.detach(), "instance_loss": instance.detach(), "cluster_loss": cluster.detach()} | signals(
+        z_a, z_b, p_a, p_b
+    )
+
+
+@torch.no_grad()
+def signals(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> dict[str, Tensor]:
+    """What to watch without labels: cosines of positive and negative pairs of rows and of columns (`pair_cosines`),
+    entropy of the mean assignment in nats, and the largest share of a cluster. z: (N, D), p: (N, K)."""
+    p = (p_a + p_b) / 2
+    cosines = {"instance": pair_cosines(z_a, z_b), "cluster": pair_cosines(p_a.T, p_b.T)}
+    named = {f"{head}_{name}": value for head, values in cosines.items() for name, value in values.items()}
+    return {**named, "entropy": mean_entropy(p), "largest_share": p.mean(0).max()}
 
 
 def pairs(

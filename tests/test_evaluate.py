@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from ccrepro import baselines
 from ccrepro.augmentations import plain
 from ccrepro.config import recipe
-from ccrepro.evaluate import Clustering, evaluate, represent, score, tsne
+from ccrepro.evaluate import evaluate, feature_map, map_rows, represent, score
 from ccrepro.metrics import accuracy, scores
 from ccrepro.model import build
 
@@ -71,12 +71,23 @@ def test_score_adds_kmeans_for_the_full_method_only(patterns, tiny, model):
     assert set(score(alone, patterns, evaluate(alone, patterns, model))) == {"scores"}
 
 
-def test_tsne_keeps_neighbours_and_names_each_point(generator):
+def test_maps_keep_neighbours_and_place_earlier_features_beside_their_like(generator):
     labels = np.repeat([0, 1, 2], 40)
-    features = np.eye(3)[labels] * 5 + torch.randn(120, 3, generator=generator).numpy() * 0.1
-    points = tsne(Clustering(labels[::-1].copy(), features.astype(np.float32)), labels, n_points=90)
-    assert {len(v) for v in points.values()} == {90}
-    xy, kind = np.stack([points["x"], points["y"]], 1), np.array(points["label"])
-    distance = np.linalg.norm(xy[:, None] - xy, axis=2) + 1e9 * np.eye(90)
-    assert (kind[distance.argmin(1)] == kind).mean() > 0.95
-    assert [2 - k for k in kind] == points["cluster"]
+    last, first = (
+        np.eye(3)[labels] * 5 + torch.randn(120, 3, generator=generator).numpy() * noise for noise in (0.1, 0.3)
+    )
+    maps = feature_map([first.astype(np.float32), last.astype(np.float32)])
+    before, after = (np.stack([m["x"], m["y"]], 1) for m in maps)
+    apart = np.linalg.norm(after[:, None] - after, axis=2) + 1e9 * np.eye(120)
+    assert (labels[apart.argmin(1)] == labels).mean() > 0.95
+    moved = np.linalg.norm(before[:, None] - after, axis=2)
+    assert (labels[moved.argmin(1)] == labels).mean() > 0.95
+
+
+def test_pictured_images_are_drawn_once_and_for_all():
+    assert map_rows(50).tolist() == list(range(50))
+    rows = map_rows(60_000)
+    assert len(set(rows)) == 600
+    assert np.array_equal(rows, map_rows(60_000))
+    assert (np.diff(rows) > 0).all()
+    assert rows.max() > 59_000

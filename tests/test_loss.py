@@ -1,11 +1,12 @@
 import math
 
+import numpy as np
 import pytest
 import reference
 import torch
 from torch.testing import assert_close
 
-from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, nt_xent
+from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, nt_xent, pair_cosines
 
 N, D, K = 7, 5, 4
 
@@ -116,3 +117,17 @@ def test_mispaired_views_change_the_loss(z, p):
 
 def test_rows_and_columns_go_through_the_same_contrast(p):
     assert_close(cluster_loss(*p, 0.5, 0.0), nt_xent(p[0].T, p[1].T, 0.5))
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (3, 20)])  # more vectors than numbers in each, and fewer
+def test_cosines_of_pairs_equal_those_counted_one_by_one(generator, shape):
+    a, b = torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+    vectors, m = [*a, *b], shape[0]
+    cosine = [[reference.cosine(u, v).item() for v in vectors] for u in vectors]
+    positive = [cosine[i][i + m] for i in range(m)]
+    negative = [cosine[i][j] for i in range(2 * m) for j in range(2 * m) if i % m != j % m]
+    expected = {"positive": positive, "negative": negative}
+    found = {name: value.item() for name, value in pair_cosines(a, b).items()}
+    assert found == pytest.approx(
+        {name + end: f(v) for name, v in expected.items() for end, f in (("", np.mean), ("_sd", np.std))}, abs=1e-5
+    )

@@ -76,3 +76,9 @@ def test_initial_weights_follow_the_seed_and_leave_torchs_generator_alone():
 def test_convolutions_start_with_kaimings_fan_out():
     weight = Backbone("resnet18", "imagenet").layer3[1].conv1.weight
     assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+
+
+def test_a_shared_head_gives_both_losses_one_matrix():
+    z, p = build(recipe("digits", variant="shared-head"), 1)(torch.rand(5, 1, 8, 8))
+    assert_close(z, p / p.norm(dim=1, keepdim=True))
+    assert z.shape == (5, 10)

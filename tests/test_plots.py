@@ -4,14 +4,13 @@ from matplotlib import pyplot as plt
 
 from ccrepro import plots, run
 from ccrepro.config import recipe
-from ccrepro.evaluate import evaluate
 from ccrepro.train import first_pairs
 
 
 @pytest.fixture(scope="module")
-def record(digits):
-    config = recipe("digits", variant="kmeans-pixels")
-    found = run.record(config, digits, None, evaluate(config, digits, None), [])
+def record(digits, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    found = run.Run(recipe("digits", variant="kmeans-pixels"), digits, folder, folder).finish(None, [])
     return {
         **found,
         "history": {name: [3.0, 2.0] for name in ("epoch", "loss", "instance_loss", "cluster_loss", "entropy")},

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from ccrepro import results, run
+from ccrepro.checkpoint import load_weights
 from ccrepro.config import recipe
 from ccrepro.evaluate import evaluate
+from ccrepro.metrics import accuracy, scores
+from ccrepro.model import build
 from ccrepro.train import train
 
 REQUIRED = {
@@ -26,17 +29,16 @@ REQUIRED = {
 
 
 @pytest.fixture
-def done(patterns, tiny):
-    model, history = train(tiny, patterns)
-    clustering = evaluate(tiny, patterns, model)
-    return run.record(tiny, patterns, model, clustering, history), tiny, model, clustering
+def done(root, patterns, tiny):
+    this = run.Run(tiny, patterns)
+    return this, this.finish(*train(tiny, patterns, this.report))
 
 
-def test_record_has_what_tables_and_figures_need(done):
-    record = done[0]
+def test_record_has_what_tables_and_figures_need(done, tiny):
+    record = done[1]
     assert set(record) >= REQUIRED
     assert set(record["scores"]) == {"nmi", "acc", "ari"}
-    assert record["config"] == dataclasses.asdict(done[1])
+    assert record["config"] == dataclasses.asdict(tiny)
     assert record["overrides"] == {"n_clusters": 3, "batch_size": 32, "epochs": 2}
     assert len(record["history"]["loss"]) == record["epochs"] == 2
     assert np.sum(record["contingency"]) == 96
@@ -44,21 +46,36 @@ def test_record_has_what_tables_and_figures_need(done):
     assert json.loads(json.dumps(record)) == json.loads(json.dumps(record, allow_nan=False))
 
 
-def test_overridden_run_is_kept_but_not_published(done, root):
-    path = run.save(*done)
-    assert path == root / "runs/demo/digits/cc-seed0+n_clusters=3+batch_size=32+epochs=2/run.json"
+def test_record_follows_the_clustering_over_the_epochs(done, patterns, tiny):
+    record = done[1]
+    assert [e["epoch"] for e in record["evolution"]] == [0, 1, 2]
+    assert record["evolution"][-1]["scores"] == record["scores"]
+    untrained = evaluate(tiny, patterns, build(tiny, 1))
+    assert record["evolution"][0]["scores"] == scores(patterns.labels, untrained.labels_pred)
+    assert record["evolution"][0]["cluster"] == untrained.labels_pred.tolist()  # all 96 are pictured
+    assert record["tsne"]["label"] == patterns.labels.tolist()
+    assert record["tsne"]["x"] == record["evolution"][-1]["x"] != record["evolution"][0]["x"]
+
+
+def test_overridden_run_is_kept_but_not_published(done, patterns, tiny, root):
+    this, record = done
+    assert this.folder == root / "runs/demo/digits/cc-seed0+n_clusters=3+batch_size=32+epochs=2"
+    assert json.loads((this.folder / "run.json").read_text())["scores"] == record["scores"]
     assert not (root / "results").exists()
-    kept = np.load(path.with_name("clustering.npz"))
-    assert np.array_equal(kept["labels_pred"], done[3].labels_pred)
-    assert (path.parent / "model.safetensors").stat().st_size > 1000
+    kept = np.load(this.folder / "clustering.npz")
+    assert accuracy(patterns.labels, kept["labels_pred"]) == record["scores"]["acc"]
+    assert kept["features"].shape == (96, 64)
+    model = build(tiny, 1)
+    load_weights(model, this.folder / "model.safetensors")
+    assert np.array_equal(evaluate(tiny, patterns, model).labels_pred, kept["labels_pred"])
 
 
 def test_plain_run_is_published_and_found(root, digits):
     config = recipe("digits", variant="kmeans-pixels", seed=3)
-    clustering = evaluate(config, digits, None)
-    record = run.record(config, digits, None, clustering, [])
+    this = run.Run(config, digits)
+    record = this.finish(None, [])
     assert record["hardware"]["gpu"] is None
-    assert run.save(record, config, None, clustering) == root / "runs/demo/digits/kmeans-pixels-seed3/run.json"
+    assert this.folder == root / "runs/demo/digits/kmeans-pixels-seed3"
     assert (root / "results/runs/demo/digits/kmeans-pixels-seed3.json").read_text().count("\n") > 10
     runs = results.load_runs("demo")
     assert runs.loc[0, ["dataset", "variant", "seed", "epochs"]].tolist() == ["digits", "kmeans-pixels", 3, 0]
@@ -68,11 +85,12 @@ def test_plain_run_is_published_and_found(root, digits):
     assert results.find_records(records, "kmeans-pixels", "cifar10") == results.find_records(records, "cc") == []
 
 
-def test_log_keeps_every_epoch_and_prints_now_and_then(root, tiny, capsys):
-    log = run.Log(dataclasses.replace(tiny, epochs=50), every_seconds=1000)
+def test_run_logs_every_epoch_and_prints_now_and_then(root, patterns, tiny, capsys):
+    this = run.Run(dataclasses.replace(tiny, epochs=50), patterns, every_seconds=1000)
+    model = build(tiny, 1)
     for epoch in range(1, 51):
-        log({"epoch": epoch, "loss": 7.0, "seconds": 0.1})
-    assert [json.loads(line)["epoch"] for line in log.path.read_text().splitlines()] == list(range(1, 51))
+        this.report({"epoch": epoch, "loss": 7.0, "seconds": 0.1}, model)
+    assert [json.loads(line)["epoch"] for line in this.log.read_text().splitlines()] == list(range(1, 51))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2  # the first and the last
     assert "epoch 1/50" in lines[0]

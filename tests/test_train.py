@@ -52,8 +52,8 @@ def test_labels_are_never_read(patterns, tiny):
 
 def test_history_reports_every_epoch(patterns, tiny):
     seen = []
-    _, history = train(tiny, patterns, report=seen.append)
-    assert seen == history
+    model, history = train(tiny, patterns, report=lambda *args: seen.append(args))
+    assert seen == [({"epoch": 0}, model), *((epoch, model) for epoch in history)]
     assert [epoch["epoch"] for epoch in history] == [1, 2]
     assert 0 < history[0]["entropy"] <= math.log(3)
     assert 1 / 3 <= history[0]["largest_share"] <= 1
