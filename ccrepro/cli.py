@@ -65,6 +65,8 @@ def _parser() -> Parser:
     settings = add("recipe", _recipe, "print the settings of a data set, variant and seed as YAML")
     for command in (train, settings):
         _add_settings(command)
+    for name in ("runs", "results"):
+        train.add_argument(f"--{name}-dir", default=name, help=f"folder of {name}, from the clone's on")
     data = add("datasets", _datasets, "list the data sets, or get one: fetch, verify and pack it for all runs")
     data.add_argument("action", nargs="?", choices=["list", "get"], default="list")
     data.add_argument("dataset", nargs="?", metavar="NAME", help="a data set to get, or folder:PATH")
@@ -106,8 +108,8 @@ def _train(options: argparse.Namespace) -> None:
     from ccrepro import datasets, run, train  # torch takes seconds to import; mistakes are told at once
 
     data = datasets.load(config.dataset, options.data_dir)
-    this = run.Run(config, data)
-    record = this.finish(*train.train(config, data, this.report))
+    this = run.Run(config, data, options.runs_dir, options.results_dir)
+    record = this.finish(*train.train(config, data, this.report, this.checkpoints))
     print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {this.folder}/run.json")
 
 

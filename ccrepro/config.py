@@ -69,9 +69,12 @@ ODD = Rule(lambda v: v >= 3 and v % 2 == 1, "odd and at least 3")
 ANY = Rule(lambda v: True, "true or false")
 
 
-def option(default: Any, rule: Rule, doc: str) -> Any:
-    """A field with its rule and its line of help; the command line is made of both."""
-    return field(default=default, metadata={"rule": rule, "doc": doc})
+def option(default: Any, rule: Rule, doc: str, machine: bool = False) -> Any:
+    """A field with its rule and its line of help; the command line is made of both.
+
+    ``machine``: says how a run is carried out, not what is run, and belongs to no recipe.
+    """
+    return field(default=default, metadata={"rule": rule, "doc": doc, "machine": machine})
 
 
 # What differs from the full method in each column of Tables 3, 4 and 5, in two checks of the paper's words, and in
@@ -90,6 +93,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 STRONG = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}  # jitter with s = 1 [code]
+
+# What the fast profile changes everywhere: SCAN's optimiser and crops around the paper's two heads and two losses.
+FAST = {
+    "backbone": "resnet18",
+    "crop_scale": (0.2, 1.0),
+    "normalize": True,
+    "optimizer": "sgd",
+    "lr": 0.4,
+    "weight_decay": 1e-4,
+    "schedule": "cosine",
+    "warmup": 0.025,
+    "batch_size": 512,
+    "precision": "auto",
+}
+# Pictures of 224 pixels and more: fewer of them, so smaller batches give more steps.
+FAST_LARGE = {**FAST, **STRONG, "blur": 0.5, "batch_size": 256, "lr": 0.2}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "demo": {
@@ -115,6 +134,16 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
             "batch_size": 128,
             "epochs": 50,
         },
+    },
+    "fast": {
+        "cifar10": {**FAST, "image_size": 32, "stem": "cifar", "epochs": 400},
+        "cifar100": {**FAST, "image_size": 32, "stem": "cifar", "epochs": 400, "n_clusters": 20},
+        "stl10": {**FAST, **STRONG, "image_size": 96, "epochs": 200, "unlabeled": True},
+        "imagenet10": {**FAST_LARGE, "epochs": 600},
+        "imagenet-dogs": {**FAST_LARGE, "epochs": 400, "n_clusters": 15},
+        "tiny-imagenet": {**FAST, "image_size": 64, "stem": "cifar", "epochs": 100, "n_clusters": 200},
+        "imagenette": {**FAST_LARGE, "epochs": 600},
+        "imagewoof": {**FAST_LARGE, "epochs": 600},
     },
     "paper": {
         "cifar10": {},
@@ -162,6 +191,8 @@ class Config:
 
     backbone: str = option("resnet34", one_of("resnet18", "resnet34", "resnet50", "small"), "[§4.2, Table 5]")
     stem: str = option("imagenet", one_of("imagenet", "cifar"), "7×7 stride 2 and max-pool, or 3×3 [code]")
+    normalize: bool = option(False, ANY, "give the network pixels of mean 0 and deviation 1 per channel [code: no]")
+    head_norm: bool = option(False, ANY, "batch-norm in the hidden layer of both heads [code: no]")
     instance_dim: int = option(128, at_least(2), "D, width of the instance head's output [§4.2]")
     heads: str = option("both", one_of("both", "instance", "cluster", "shared"), "one, both, or one for two [Table 4]")
     baseline: str = option("", one_of("", "kmeans"), "a classical method on pixels instead of training [Table 2]")
@@ -171,13 +202,26 @@ class Config:
     entropy_weight: float = option(1.0, at_least(0), "of the entropy term; 1 in the paper [eq. 6]")
 
     unlabeled: bool = option(False, ANY, "first a pass over the unlabeled images, instance loss only [§4.2: STL-10]")
-    lr: float = option(3e-4, above(0), "Adam's learning rate [§4.2]")
+    optimizer: str = option("adam", one_of("adam", "sgd"), "sgd with momentum 0.9 [§4.2: Adam]")
+    lr: float = option(3e-4, above(0), "learning rate, at its highest [§4.2]")
+    weight_decay: float = option(0.0, at_least(0), "of all weights [§4.2: none]")
     schedule: str = option("constant", one_of("constant", "cosine"), "of the learning rate [§4.2: constant]")
+    warmup: float = option(0.0, between(0, 1), "share of the epochs in which the rate rises to lr [ours]")
     batch_size: int = option(256, at_least(2), "N, images per step [§4.2]")
     epochs: int = option(1000, at_least(1), "passes over the data set [§4.2]")
 
-    device: str = option("auto", one_of("auto", "cpu", "cuda"), "auto takes a GPU where there is one")
-    threads: int = option(1, at_least(1), "torch threads on the CPU; two were 2 to 25 times slower than one")
+    precision: str = option("fp32", one_of("auto", "fp32", "bf16"), "of the network; losses are in fp32 [code: fp32]")
+    device: str = option("auto", one_of("auto", "cpu", "cuda"), "auto takes a GPU where there is one", machine=True)
+    compile: str = option(
+        "auto",
+        one_of("auto", "off", "default", "reduce-overhead"),
+        "torch.compile's mode; auto: on a GPU",
+        machine=True,
+    )
+    threads: int = option(1, at_least(1), "torch threads on the CPU; two were 2 to 25 times slower", machine=True)
+    checkpoint_seconds: float = option(
+        10.0, at_least(0), "between checkpoints; more where writing one takes over a fiftieth of it", machine=True
+    )
 
     def __post_init__(self):
         for f in dataclasses.fields(self):
@@ -194,9 +238,13 @@ class Config:
         return f"{self.profile}/{self.dataset}/{self.variant}-seed{self.seed}"
 
     def overrides(self) -> dict[str, Any]:
-        """The settings that differ from the recipe this one names. Device and threads belong to no recipe."""
-        plain = recipe(self.dataset, self.profile, self.variant, self.seed, device=self.device, threads=self.threads)
-        return {name: value for name, value in dataclasses.asdict(self).items() if value != getattr(plain, name)}
+        """The settings that differ from the recipe this one names, those of the machine left out."""
+        return self.differences(recipe(self.dataset, self.profile, self.variant, self.seed))
+
+    def differences(self, other: "Config") -> dict[str, Any]:
+        """This one's value of each setting in which the two differ, those of the machine left out."""
+        names = [f.name for f in dataclasses.fields(self) if not f.metadata["machine"]]
+        return {name: getattr(self, name) for name in names if getattr(self, name) != getattr(other, name)}
 
 
 def recipe(dataset: str, profile: str = "demo", variant: str = "cc", seed: int = 0, **overrides: Any) -> Config:

@@ -36,10 +36,34 @@ class DataError(CcreproError):
     exit_code = 3
 
 
+class CheckpointError(CcreproError):
+    """Weights or a checkpoint that cannot be read, written or used."""
+
+    exit_code = 4
+
+
 class NumericalError(CcreproError):
-    """A loss that is not a finite number."""
+    """A loss or a gradient that is not a finite number."""
 
     exit_code = 5
+
+
+class LockedError(CcreproError):
+    """A run's folder that another process writes to."""
+
+    exit_code = 6
+
+
+class Stopped(CcreproError):
+    """SIGTERM, after what was under way has been saved."""
+
+    exit_code = 143
+
+
+class StoppedByUser(Stopped):
+    """Ctrl-C, after what was under way has been saved."""
+
+    exit_code = 130
 
 
 def unknown(kind: str, name: object, where: str, known: Iterable[str]) -> ConfigError:

@@ -1,30 +1,93 @@
 """The clone's folder, its git, and files that are whole or absent."""
 
+import fcntl
 import os
+import socket
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import IO
+
+from ccrepro.errors import CheckpointError, LockedError
 
 ROOT = Path(__file__).resolve().parents[1]  # of the clone: relative folders are taken from here
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
-    """Write a file so that nobody ever sees half of it: temporary name in the same folder, fsync, rename."""
+    """Write a file so that nobody ever sees half of it: temporary name in the same folder, fsync, rename, fsync.
+
+    Raises `CheckpointError` when it cannot be written; the file that was there before is unharmed.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = content.encode() if isinstance(content, str) else content
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
+        _sync_folder(path.parent)
+    except BaseException as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            fix = "Free some space, or choose a folder that can be written to"
+            what = f"cannot write {path.name}: {error.strerror or error}"
+            raise CheckpointError(what, str(path), f"{len(content):,} bytes must fit there", fix) from None
         raise
     return path
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename last through a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path) -> int:
+    """Remove what `atomic_write` left below a folder in processes of this machine that were killed; how many."""
+    stale = [path for path in folder.rglob(".*.tmp") if not _alive(path.name.split(".")[-3])]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return len(stale)
+
+
+def _alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def lock(folder: Path) -> IO[str]:
+    """Claim a folder for this process; held until the returned file is closed, or the process ends in any way.
+
+    Raises `LockedError`, which names the process that has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / "lock").open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        fix = "Wait for it, or stop it"
+        raise LockedError(f"{owner} is at work on this run", str(folder), "One at a time may be", fix) from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def git(*arguments: str) -> str | None:

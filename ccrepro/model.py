@@ -3,6 +3,8 @@
 Letters: N images, H feature width of the backbone, D instance dimension, K clusters.
 """
 
+import functools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,6 +22,44 @@ BACKBONES = {
 }
 
 
+class _PerView:
+    """Batch-norm that gives each of ``parts[0]`` equal parts of a training batch statistics of its own.
+
+    Two views one after the other in a batch are so normalised as in two forward passes, the running statistics and
+    their number of updates included. All layers of a network share the list ``parts``.
+    """
+
+    def __init__(self, channels: int, parts: list[int]):
+        super().__init__(channels)
+        self.parts = parts
+
+    def forward(self, x: Tensor) -> Tensor:
+        forward = super().forward
+        if not self.training or self.parts[0] == 1:
+            return forward(x)
+        return torch.cat([forward(part) for part in x.chunk(self.parts[0])])
+
+
+class BatchNorm1d(_PerView, nn.BatchNorm1d):
+    pass
+
+
+class BatchNorm2d(_PerView, nn.BatchNorm2d):
+    pass
+
+
+class Standardize(nn.Module):
+    """Pixels in [0, 1] → mean 0 and deviation 1 in each channel of the data set; kept with the weights."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels, 1, 1))
+        self.register_buffer("deviation", torch.ones(channels, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.deviation
+
+
 class Backbone(nn.Module):
     """ResNet without its classifier: float (N, C, S, S) → features (N, H).
 
@@ -29,10 +69,12 @@ class Backbone(nn.Module):
 
     def __init__(self, name: str, stem: str, channels: int = 3):
         super().__init__()
+        self.parts = [1]
+        self._norm = functools.partial(BatchNorm2d, parts=self.parts)
         block, depths, width = BACKBONES[name]
         kernel, stride = (7, 2) if stem == "imagenet" else (3, 1)
         self.conv1 = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
+        self.bn1 = self._norm(width)
         self.maxpool = nn.MaxPool2d(3, 2, padding=1) if stem == "imagenet" else nn.Identity()
         self.n_stages, self.width = len(depths), width
         for stage, depth in enumerate(depths):
@@ -49,8 +91,8 @@ class Backbone(nn.Module):
         shortcut = None
         if stride != 1 or width_in != self.width:
             convolution = nn.Conv2d(width_in, self.width, 1, stride, bias=False)
-            shortcut = nn.Sequential(convolution, nn.BatchNorm2d(self.width))
-        return block(width_in, planes, stride, shortcut)
+            shortcut = nn.Sequential(convolution, self._norm(self.width))
+        return block(width_in, planes, stride, shortcut, norm_layer=self._norm)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.maxpool(F.relu(self.bn1(self.conv1(x)), inplace=True))
@@ -65,25 +107,41 @@ class ContrastiveClusteringModel(nn.Module):
     ``shared`` makes z the rows of p, scaled to unit length: both losses on one matrix, which the paper argues against.
     """
 
-    def __init__(self, backbone: Backbone, instance_dim: int, n_clusters: int, shared: bool = False):
+    def __init__(self, config: Config, channels: int = 3):
         super().__init__()
-        width = backbone.n_features
-        self.backbone, self.shared = backbone, shared
-        self.instance_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, instance_dim))
-        self.cluster_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, n_clusters))
+        self.backbone = Backbone(config.backbone, config.stem, channels)
+        self.shared = config.heads == "shared"
+        if config.normalize:
+            self.standardize = Standardize(channels)
+        self.instance_head = self._head(config.instance_dim, config.head_norm)
+        self.cluster_head = self._head(config.n_clusters, config.head_norm)
+
+    def _head(self, n_outputs: int, norm: bool) -> nn.Sequential:
+        width, parts = self.backbone.n_features, self.backbone.parts
+        layers = [nn.Linear(width, width), BatchNorm1d(width, parts) if norm else None, nn.ReLU()]
+        return nn.Sequential(*(layer for layer in layers if layer), nn.Linear(width, n_outputs))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if hasattr(self, "standardize"):
+            x = self.standardize(x)
         features = self.backbone(x)
         p = F.softmax(self.cluster_head(features).float(), dim=1)
         z = F.normalize(p if self.shared else self.instance_head(features).float(), dim=1)
         return z, p
+
+    def pair(self, view_a: Tensor, view_b: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """(z, p) of each view, (N, C, S, S) both, in one pass; each with its own batch statistics, as in two."""
+        self.backbone.parts[0] = 2
+        try:
+            z, p = self(torch.cat((view_a, view_b)))
+        finally:
+            self.backbone.parts[0] = 1
+        n = len(view_a)
+        return (z[:n], p[:n]), (z[n:], p[n:])
 
 
 def build(config: Config, channels: int = 3) -> ContrastiveClusteringModel:
     """The model of a configuration; its initial weights depend on ``config.seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        backbone = Backbone(config.backbone, config.stem, channels)
-        return ContrastiveClusteringModel(
-            backbone, config.instance_dim, config.n_clusters, shared=config.heads == "shared"
-        )
+        return ContrastiveClusteringModel(config, channels)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from ccrepro import files
-from ccrepro.checkpoint import save_weights
+from ccrepro.checkpoint import Checkpoints, save_weights
 from ccrepro.config import Config
 from ccrepro.datasets import ImageSet
 from ccrepro.evaluate import Clustering, evaluate, feature_map, map_rows, score
@@ -37,9 +37,12 @@ SCORED = 20  # times that a run is scored on its way, evenly spaced
 
 
 class Run:
-    """The folder of one run: a JSON line per epoch, the clustering at some epochs, and at the end the record.
+    """The folder of one run, held by this process alone: its checkpoints, a JSON line per epoch, the clustering at some
+    epochs, and at the end the record.
 
-    Pass `report` to `ccrepro.train.train`, then call `finish` with what it returns.
+    Pass `report` and `checkpoints` to `ccrepro.train.train`, then call `finish` with what it returns. A run that was
+    stopped goes on from its newest checkpoint; one that is done starts anew, and its record is gone until then.
+    Raises `LockedError` where another process is at work on the same run.
     """
 
     def __init__(
@@ -52,10 +55,13 @@ class Run:
     ):
         self.config, self.data, self.results = config, data, files.ROOT / results_dir
         self.every, self.printed, self.start = every_seconds, -math.inf, time.monotonic()
+        self.first, self.collapsed = math.inf, False  # the first epoch reported here; clusters have died
         self.folder = run_folder(config, runs_dir)
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = files.lock(self.folder)
+        files.sweep(self.folder)
+        (self.folder / "run.json").unlink(missing_ok=True)
+        self.checkpoints = Checkpoints(self.folder, config.checkpoint_seconds)
         self.log = self.folder / "log.jsonl"
-        self.log.write_text("")
         self.pictured = {round(share * config.epochs) for share in PICTURED}
         self.scored = {round(i / SCORED * config.epochs) for i in range(SCORED)} | self.pictured - {config.epochs}
 
@@ -66,18 +72,40 @@ class Run:
             self._keep(number, evaluate(self.config, self.data, model))
         if number == 0:
             return
-        with self.log.open("a") as file:
-            file.write(json.dumps(epoch) + "\n")
+        self._write_line(epoch)
+        self._warn_of_collapse(epoch)
         now, total = time.monotonic(), self.config.epochs
+        self.first = min(self.first, number)
         if now - self.printed < self.every and number < total:
             return
         self.printed = now
-        rate = (now - self.start) / number
+        rate = (now - self.start) / (number - self.first + 1)
         print(
             f"{self.config.cell}  epoch {number}/{total}  loss {epoch['loss']:.3f}  "
             f"{rate:.2f} s/epoch  {rate * (total - number):.0f} s left",
             flush=True,
         )
+
+    def _write_line(self, epoch: Epoch) -> None:
+        """Add an epoch to the log. A run that was taken up again writes some epochs a second time: the first lines of
+        them, and one that was cut off, are dropped."""
+        if self.first == math.inf and self.log.exists():
+            lines = [line for line in self.log.read_text().splitlines() if _number(line) < epoch["epoch"]]
+            files.atomic_write(self.log, "".join(f"{line}\n" for line in lines))
+        with self.log.open("a") as file:
+            file.write(json.dumps(epoch) + "\n")
+
+    def _warn_of_collapse(self, epoch: Epoch) -> None:
+        """Say in words when clusters die: where the entropy of the mean assignment is that of half of them or fewer."""
+        effective, clusters = math.exp(epoch["entropy"]), self.config.n_clusters
+        collapsed = effective <= clusters / 2
+        if collapsed and not self.collapsed:
+            print(
+                f"warning: {self.config.cell}  epoch {epoch['epoch']}: the images lie in {effective:.1f} of {clusters} "
+                f"clusters, the largest holds {epoch['largest_share']:.0%}; a collapse, if it lasts",
+                flush=True,
+            )
+        self.collapsed = collapsed
 
     def finish(self, model: ContrastiveClusteringModel | None, history: list[Epoch]) -> dict[str, Any]:
         """Cluster and score all images; write weights, assignments and the record, in the run's folder last."""
@@ -91,6 +119,8 @@ class Run:
         if not self.config.overrides():
             files.atomic_write(self.results / "runs" / f"{self.config.cell}.json", text)
         files.atomic_write(self.folder / "run.json", text)
+        self.checkpoints.clear()
+        self._lock.close()
         return result
 
     def _keep(self, epoch: int, clustering: Clustering) -> None:
@@ -116,6 +146,7 @@ class Run:
             **score(config, data, clustering),
             "epochs": len(history),
             "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
+            "resumed": self.checkpoints.resumed,
             "n_images": len(data.images),
             "packed_shape": list(data.images.shape[1:]),
             "n_clusters_used": len(np.unique(clustering.labels_pred)),
@@ -170,6 +201,14 @@ def _save_arrays(path: Path, **arrays: np.ndarray | None) -> None:
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     with np.load(path, allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def _number(line: str) -> float:
+    """The epoch of a line of the log; infinite for one that was cut off."""
+    try:
+        return json.loads(line)["epoch"]
+    except ValueError:
+        return math.inf
 
 
 def _short(value: float) -> float:

@@ -1,61 +1,226 @@
 """The training loop (Algorithm 1): one stage, end to end, batch by batch.
 
-All randomness of an epoch is a function of (seed, epoch), drawn on the CPU before its first step, so the stream is
-the same on every device and no generator state has to be kept.
+All randomness of an epoch is a function of (seed, epoch), drawn on the CPU before its first step. So the stream is the
+same on every device, and weights, optimizer, epoch and step are all that a checkpoint has to keep: what is resumed
+equals, bit for bit on a CPU, what was never interrupted.
 """
 
 import dataclasses
+import functools
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from ccrepro import augmentations
+from ccrepro.checkpoint import Checkpoints
 from ccrepro.config import Config, check_fits
 from ccrepro.datasets import ImageSet, as_tensor
-from ccrepro.errors import ConfigError, NumericalError
+from ccrepro.errors import CheckpointError, ConfigError, NumericalError
+from ccrepro.interrupt import StopSignal
 from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, pair_cosines
 from ccrepro.model import ContrastiveClusteringModel, build
 
-Epoch = dict[str, float]  # epoch (from 1), what `step` returns as means over the epoch, seconds
+Epoch = dict[str, float]  # epoch (from 1), the means of NUMBERS over its steps, seconds
 Report = Callable[[Epoch, ContrastiveClusteringModel], None]
+
+# What `step` returns: the losses, the length of their gradient by all weights, and what to watch without labels.
+NUMBERS = (
+    *("loss", "instance_loss", "cluster_loss", "gradient_norm"),
+    *(f"instance_{name}" for name in ("positive", "positive_sd", "negative", "negative_sd")),
+    *(f"cluster_{name}" for name in ("positive", "positive_sd", "negative", "negative_sd")),
+    *("entropy", "largest_share", "clusters_used"),
+)
+
+USED_LOSSES = {"both": (1, 1), "shared": (1, 1), "instance": (1, 0), "cluster": (0, 1)}  # instance, cluster
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that a data set may take, to be kept there
+CHECKED_STEPS = 50  # steps between two looks at a GPU's numbers; on a CPU every step is looked at
+
+
+@dataclass
+class State:
+    """All that training changes."""
+
+    model: ContrastiveClusteringModel
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0  # finished epochs
+    steps: list[Tensor] = field(default_factory=list)  # of the epoch under way: (NUMBERS,) for each
+    checked: int = 0  # of these, found finite
+    history: list[Epoch] = field(default_factory=list)
+    seconds: float = 0.0  # spent on the epoch under way
 
 
 def train(
-    config: Config, data: ImageSet, report: Report = lambda epoch, model: None
+    config: Config,
+    data: ImageSet,
+    report: Report = lambda epoch, model: None,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[ContrastiveClusteringModel | None, list[Epoch]]:
-    """Train from scratch on all images, without their labels.
+    """Train on all images, without their labels; from the newest of ``checkpoints``, where there is one.
 
-    Returns the model in evaluation mode, on its device, and one dict per epoch: ``epoch`` (from 1), the means of what
-    `step` returns, and ``seconds``. ``report(epoch, model)`` is called with each; ``epoch`` 0, before the first step,
-    has nothing but its number. A baseline has nothing to train: (None, []).
-    Raises `NumericalError` when a loss is not finite.
+    Returns the model in evaluation mode, on its device, and one dict per epoch: ``epoch`` (from 1), the means of the
+    `NUMBERS` over its steps, and ``seconds``. ``report(epoch, model)`` is called with each; ``epoch`` 0, before the
+    first step, has nothing but its number. A baseline has nothing to train: (None, []).
+
+    Raises `NumericalError` in the step where a number is not finite (on a GPU: where the next look at them finds it),
+    `CheckpointError` for checkpoints that do not fit, and, where there are checkpoints, `Interrupted` after SIGTERM or
+    Ctrl-C, once the step under way is saved.
     """
     if config.baseline:
         return None, []
     check_fits(config, len(data.images), data.name)
-    device = choose_device(config)
+    run = {"config": dataclasses.asdict(config), "data_sha256": data.sha256}
+    config = resolve(config)
     torch.set_num_threads(config.threads)
-    model = build(config, data.images.shape[1]).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    passes = [(images.to(device), sizes, both) for images, sizes, both in _passes(config, data)]
-    history: list[Epoch] = []
-    report({"epoch": 0}, model)
-    for epoch in range(config.epochs):
-        start = time.perf_counter()
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(config, epoch)
-        steps = [
-            step(model, optimizer, view_a, view_b, config, both)
-            for number, (images, sizes, both) in enumerate(passes)
-            for view_a, view_b in pairs(images, sizes, config, epoch, number)
-        ]
-        history.append(_summary(epoch + 1, steps, time.perf_counter() - start))
-        report(history[-1], model)
-    return model.eval(), history
+    state = start(config, data)
+    if checkpoints is not None:
+        _restore(state, checkpoints, config, run)
+    if state.epoch == 0 and not state.steps:
+        report({"epoch": 0}, state.model)
+    passes = _passes(config, data)
+    with StopSignal(active=checkpoints is not None) as stop:
+        while state.epoch < config.epochs:
+            for _ in _epoch(state, config, passes):
+                stopped, due = stop.signal is not None, checkpoints is not None and checkpoints.due()
+                if config.device == "cpu" or stopped or due or len(state.steps) % CHECKED_STEPS == 0:
+                    _check_finite(state, checkpoints)
+                if stopped or due:
+                    _save(state, checkpoints, config, run)
+                if stopped:
+                    raise stop.error(f"epoch {state.epoch + 1}, step {len(state.steps)}", checkpoints.folder)
+            report(_close_epoch(state, checkpoints), state.model)
+        if checkpoints is not None:
+            _save(state, checkpoints, config, run)
+        if stop.signal is not None:
+            raise stop.error(f"epoch {state.epoch}", checkpoints.folder)
+    return state.model.eval(), state.history
+
+
+def resolve(config: Config) -> Config:
+    """The settings with every ``auto`` decided for this machine.
+
+    bf16 pays where the hardware has it (on a CPU: AMX) and the network's maps are larger than 8×8; compiling pays on a
+    GPU, with CUDA graphs where small pictures leave it waiting for the host. Raises `ConfigError` without a GPU that is
+    asked for.
+    """
+    device, precision, mode = choose_device(config).type, config.precision, config.compile
+    side = config.image_size // (4 if config.stem == "imagenet" else 1)
+    if precision == "auto":
+        units = (
+            torch.cuda.is_bf16_supported(including_emulation=False)
+            if device == "cuda"
+            else torch.cpu._is_amx_tile_supported()
+        )
+        precision = "bf16" if units and side > 8 else "fp32"
+    if mode == "auto":
+        mode = "off" if device == "cpu" else "reduce-overhead" if side <= 32 else "default"
+    return dataclasses.replace(config, device=device, precision=precision, compile=mode)
+
+
+def choose_device(config: Config) -> torch.device:
+    """Raises `ConfigError` when CUDA is asked for and absent."""
+    available = torch.cuda.is_available()
+    if config.device == "cuda" and not available:
+        raise ConfigError("no CUDA device found", "setting device", "Known here: 'auto', 'cpu'", "Use device=cpu")
+    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+def start(config: Config, data: ImageSet) -> State:
+    """An untrained model on its device, and its optimizer."""
+    model = build(config, data.images.shape[1])
+    if config.normalize:
+        mean, deviation = channel_statistics(data.images)
+        model.standardize.mean.copy_(mean[:, None, None])
+        model.standardize.deviation.copy_(deviation[:, None, None])
+    model = model.to(choose_device(config), memory_format=torch.channels_last)
+    if config.optimizer == "adam":
+        optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), config.lr, 0.9, weight_decay=config.weight_decay, fused=True)
+    return State(model, optimizer)
+
+
+def channel_statistics(images: np.ndarray, at_once: int = 1000) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel's pixels in [0, 1]: uint8 (N, C, H, W) → (C,), (C,), exact for any N."""
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for first in range(0, len(images), at_once):
+        for channel, count in enumerate(counts):
+            count += np.bincount(images[first : first + at_once, channel].ravel(), minlength=256)
+    share, value = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
+    mean = share @ value
+    return torch.tensor(mean).float(), torch.tensor(np.sqrt(share @ value**2 - mean**2)).float()
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Images that an epoch goes through once: uint8 (M, C, H, W), their own sizes (M, 2), and whether both losses are
+    used on them (§4.2, STL-10)."""
+
+    images: Tensor
+    sizes: Tensor
+    both: bool = True
+
+
+def _passes(config: Config, data: ImageSet) -> list[Pass]:
+    """What an epoch goes through: images that fit are moved to the device, others stay where they are mapped."""
+    passes = [Pass(_placed(data.images, config), torch.tensor(data.sizes))]
+    if config.unlabeled:
+        sizes = torch.tensor(data.unlabeled.shape[2:]).expand(len(data.unlabeled), 2)
+        passes.insert(0, Pass(_placed(data.unlabeled, config), sizes, both=False))
+    return passes
+
+
+def _placed(images: np.ndarray, config: Config) -> Tensor:
+    if config.device == "cuda" and images.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
+        return as_tensor(images).cuda()
+    return as_tensor(images)
+
+
+def _epoch(state: State, config: Config, passes: list[Pass]) -> Iterator[None]:
+    """Train what is left of an epoch, a step at a time; each adds its numbers to the state."""
+    before, began, done = state.seconds, time.perf_counter(), len(state.steps)
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(config, state.epoch)
+    for number, part in enumerate(passes):
+        skipped = min(done, len(part.images) // config.batch_size)
+        done -= skipped
+        for view_a, view_b in pairs(part.images, part.sizes, config, state.epoch, number, skipped):
+            numbers = step(state.model, state.optimizer, view_a, view_b, config, part.both)
+            state.steps.append(torch.stack([numbers[name] for name in NUMBERS]))
+            state.seconds = before + time.perf_counter() - began
+            yield
+
+
+def _close_epoch(state: State, checkpoints: Checkpoints | None) -> Epoch:
+    """Means over the epoch's steps."""
+    _check_finite(state, checkpoints)
+    means = dict(zip(NUMBERS, torch.stack(state.steps).mean(0).tolist(), strict=True))
+    state.history.append({"epoch": state.epoch + 1, **means, "seconds": state.seconds})
+    state.epoch, state.steps, state.checked, state.seconds = state.epoch + 1, [], 0, 0.0
+    return state.history[-1]
+
+
+def _check_finite(state: State, checkpoints: Checkpoints | None) -> None:
+    """Raise `NumericalError` with the first step and term that are not finite. The host waits for the device here."""
+    steps = state.steps[state.checked :]
+    wrong = (~torch.stack(steps).isfinite()).nonzero().tolist() if steps else []
+    if wrong:
+        number, term = wrong[0][0] + state.checked, wrong[0][1]
+        what = f"{NUMBERS[term]} is {state.steps[number][term].item()}"
+        last = checkpoints.newest() if checkpoints else None
+        kept = f"the last good checkpoint is {last}" if last else "no checkpoint was written yet"
+        where = f"epoch {state.epoch + 1}, step {number + 1}"
+        raise NumericalError(what, where, "It must be finite", f"Lower lr or raise the temperatures; {kept}")
+    state.checked = len(state.steps)
 
 
 def step(
@@ -66,64 +231,116 @@ def step(
     config: Config,
     both: bool = True,
 ) -> dict[str, Tensor]:
-    """One step on two views (N, C, S, S); each goes through the network by itself, with its own batch statistics.
+    """One step on two views (N, C, S, S), which go through the network together, each with its own batch statistics.
 
-    ``both=False`` leaves the cluster loss out (STL-10's unlabeled images). Returns the step's numbers, on the device.
+    ``both=False`` leaves the cluster loss out (STL-10's unlabeled images). Returns the `NUMBERS`, on the device: the
+    host does not wait for them.
     """
     model.train()
-    (z_a, p_a), (z_b, p_b) = model(view_a), model(view_b)
-    instance = instance_loss(z_a, z_b, config.instance_temperature)
-    cluster = cluster_loss(p_a, p_b, config.cluster_temperature, config.entropy_weight)
-    used = {"both": (1, 1), "shared": (1, 1), "instance": (1, 0), "cluster": (0, 1)}[
-        config.heads if both else "instance"
-    ]
-    loss = used[0] * instance + used[1] * cluster
+    forward = losses if config.compile in ("off", "auto") else _compiled_losses(config.compile)
+    loss, numbers = forward(model, view_a, view_b, config, config.heads if both else "instance")
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
     optimizer.step()
-    return {"loss": loss.detach(), "instance_loss": instance.detach(), "cluster_loss": cluster.detach()} | signals(
-        z_a, z_b, p_a, p_b
-    )
+    return {**numbers, "gradient_norm": torch.nn.utils.get_total_norm(gradients)}
 
 
-@torch.no_grad()
+def losses(
+    model: ContrastiveClusteringModel, view_a: Tensor, view_b: Tensor, config: Config, heads: str
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss to be minimised, and all of the `NUMBERS` but the gradient's.
+
+    The network may run in bf16; losses are in fp32. heads: whose losses count, as in `Config`.
+    """
+    with torch.autocast(view_a.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        (z_a, p_a), (z_b, p_b) = model.pair(view_a, view_b)
+    instance = instance_loss(z_a, z_b, config.instance_temperature)
+    cluster = cluster_loss(p_a, p_b, config.cluster_temperature, config.entropy_weight)
+    used = USED_LOSSES[heads]
+    loss = used[0] * instance + used[1] * cluster
+    with torch.no_grad():
+        numbers = {"loss": loss.clone(), "instance_loss": instance.clone(), "cluster_loss": cluster.clone()}
+        return loss, {**numbers, **signals(z_a, z_b, p_a, p_b)}
+
+
+@functools.cache
+def _compiled_losses(mode: str) -> Callable[..., tuple[Tensor, dict[str, Tensor]]]:
+    return torch.compile(losses, mode=mode, dynamic=False)
+
+
 def signals(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> dict[str, Tensor]:
     """What to watch without labels: cosines of positive and negative pairs of rows and of columns (`pair_cosines`),
-    entropy of the mean assignment in nats, and the largest share of a cluster. z: (N, D), p: (N, K)."""
-    p = (p_a + p_b) / 2
+    entropy of the mean assignment in nats, share of the largest cluster, clusters that are the largest assignment of
+    some view. z: (N, D), p: (N, K)."""
+    p = torch.cat((p_a, p_b))
     cosines = {"instance": pair_cosines(z_a, z_b), "cluster": pair_cosines(p_a.T, p_b.T)}
     named = {f"{head}_{name}": value for head, values in cosines.items() for name, value in values.items()}
-    return {**named, "entropy": mean_entropy(p), "largest_share": p.mean(0).max()}
+    assigned = F.one_hot(p.argmax(1), p.shape[1]).sum(0)  # (K,)
+    used = (assigned > 0).sum().to(p.dtype)
+    return {**named, "entropy": mean_entropy(p), "largest_share": assigned.max() / len(p), "clusters_used": used}
 
 
 def pairs(
-    images: Tensor, sizes: Tensor, config: Config, epoch: int, number: int = 0
+    images: Tensor,
+    sizes: Tensor,
+    config: Config,
+    epoch: int,
+    number: int = 0,
+    first: int = 0,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The pairs of views of one pass: uint8 (M, C, H, W) → two of (N, C, S, S) per step; M mod N images are left out.
 
-    sizes: (M, 2) the images' own heights and widths. ``number`` tells the passes of one epoch apart.
+    sizes: (M, 2) the images' own heights and widths. ``number`` tells the passes of one epoch apart; ``first`` steps
+    are passed over. Views are made where training runs; images elsewhere are fetched while the last step computes.
     """
-    n, size = config.batch_size, config.image_size
+    n, size, device = config.batch_size, config.image_size, choose_device(config)
     steps = len(images) // n
     generator = epoch_generator(config.seed, epoch, number)
     order = torch.randperm(len(images), generator=generator)[: steps * n]
     shape = tuple(images.shape[2:])
-    drawn = [augmentations.draw(generator, sizes[order], shape, config).to(images.device) for _ in range(2)]
-    order = order.to(images.device)
+    drawn = [augmentations.draw(generator, sizes[order], shape, config).to(device) for _ in range(2)]
     augmented = {"both": (True, True), "one": (True, False), "none": (False, False)}[config.views]
-    for start in range(0, steps * n, n):
-        batch, rows = images[order[start : start + n]], slice(start, start + n)
+    fetch = _indexed if images.device.type == device.type else _streamed
+    for done, batch in enumerate(fetch(images, order.view(steps, n)[first:], device), first):
         yield tuple(
-            augmentations.apply(batch, parameters[rows], size, config.blur_kernel)
+            augmentations.apply(
+                batch,
+                parameters[done * n : (done + 1) * n],
+                size,
+                config.blur_kernel,
+                config.compile not in ("off", "auto"),
+            )
             if random
             else augmentations.plain(batch, size)
             for parameters, random in zip(drawn, augmented, strict=True)
         )
 
 
+def _indexed(images: Tensor, order: Tensor, device: torch.device) -> Iterator[Tensor]:
+    return (images[rows] for rows in order.to(device))
+
+
+def _streamed(images: Tensor, order: Tensor, device: torch.device, ahead: int = 2) -> Iterator[Tensor]:
+    """Batches from the host's memory, or mapped from disk, through pinned memory; a thread stays ``ahead`` of us."""
+
+    def fetch(rows: Tensor) -> Tensor:
+        batch = images[rows]
+        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = deque()
+        for rows in order:
+            waiting.append(pool.submit(fetch, rows))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        yield from (batch.result() for batch in waiting)
+
+
 def first_pairs(data: ImageSet, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """What training sees first, to be looked at: a batch's plain images and its two views, (N, C, S, S) each."""
     images, sizes = as_tensor(data.images), torch.tensor(data.sizes)
+    config = dataclasses.replace(config, device="cpu", compile="off")
     views = next(pairs(images, sizes, config, epoch=0))
     plain, _ = next(pairs(images, sizes, dataclasses.replace(config, views="none"), epoch=0))
     return plain, *views
@@ -136,33 +353,64 @@ def epoch_generator(seed: int, epoch: int, number: int = 0) -> torch.Generator:
 
 
 def learning_rate(config: Config, epoch: int) -> float:
-    """Of the epoch (from 0): constant, or half a cosine from ``config.lr`` down to zero."""
-    if config.schedule == "constant":
-        return config.lr
-    return config.lr * (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    """Of the epoch (from 0): constant, or half a cosine from ``config.lr`` down to zero; rising at first, if asked."""
+    rising = min(1.0, (epoch + 1) / (config.warmup * config.epochs)) if config.warmup else 1.0
+    falling = 1.0 if config.schedule == "constant" else (1 + math.cos(math.pi * epoch / config.epochs)) / 2
+    return config.lr * rising * falling
 
 
-def choose_device(config: Config) -> torch.device:
-    """Raises `ConfigError` when CUDA is asked for and absent."""
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        raise ConfigError("no CUDA device found", "setting device", "Known here: 'auto', 'cpu'", "Use device=cpu")
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+def _save(state: State, checkpoints: Checkpoints, config: Config, run: dict[str, Any]) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    for number, parameter in enumerate(state.model.parameters()):
+        slots = state.optimizer.state[parameter]
+        tensors |= {f"optimizer.{number}.{slot}": v for slot, v in slots.items() if isinstance(v, Tensor)}
+    if state.steps:
+        tensors["steps"] = torch.stack(state.steps)
+    facts = {"epoch": state.epoch, "history": state.history, "seconds": state.seconds, "machine": _machine(config)}
+    checkpoints.save(f"{state.epoch:06d}-{len(state.steps):06d}", tensors, {**run, **facts})
 
 
-def _passes(config: Config, data: ImageSet) -> list[tuple[Tensor, Tensor, bool]]:
-    """The images each epoch goes through, their sizes, and whether both losses are used on them (§4.2, STL-10)."""
-    passes = [(as_tensor(data.images), torch.tensor(data.sizes), True)]
-    if config.unlabeled:
-        sizes = torch.tensor(data.unlabeled.shape[2:]).expand(len(data.unlabeled), 2)
-        passes.insert(0, (as_tensor(data.unlabeled), sizes, False))
-    return passes
+def _restore(state: State, checkpoints: Checkpoints, config: Config, run: dict[str, Any]) -> None:
+    """Take the run up where its newest sound checkpoint left it. Raises `CheckpointError` where that is another run."""
+    found = checkpoints.load()
+    if found is None:
+        return
+    path, tensors, facts = found
+    _check_same_run(path, facts, run)
+    for name, now in _machine(config).items():
+        if facts["machine"][name] != now:
+            print(
+                f"warning: {name} was {facts['machine'][name]} and is {now}: not bit for bit the same run", flush=True
+            )
+    device = choose_device(config)
+    model = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+    state.model.load_state_dict(model)
+    parameters = list(state.model.parameters())
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, number, slot = key.split(".")
+            parameter = parameters[int(number)]
+            like = torch.empty_like(parameter if value.shape == parameter.shape else value, device=device)
+            state.optimizer.state[parameter][slot] = like.copy_(value)
+    state.steps = list(tensors["steps"].to(device)) if "steps" in tensors else []
+    state.epoch, state.history, state.seconds = facts["epoch"], facts["history"], facts["seconds"]
+    print(f"{path.parent.name}  resumed after epoch {state.epoch}, step {len(state.steps)}", flush=True)
 
 
-def _summary(epoch: int, steps: list[dict[str, Tensor]], seconds: float) -> Epoch:
-    """Means over the epoch's steps. The device is asked for numbers here only, once per epoch."""
-    means = {name: torch.stack([s[name] for s in steps]).mean().item() for name in steps[0]}
-    if not math.isfinite(means["loss"]):
-        fix = "Lower lr or raise the temperatures; nothing of this epoch was saved"
-        raise NumericalError(f"the loss is {means['loss']}", f"epoch {epoch}", "It must be finite", fix)
-    return {"epoch": epoch, **means, "seconds": seconds}
+def _machine(config: Config) -> dict[str, Any]:
+    """On what the numbers of a run depend in their last bits."""
+    return {name: getattr(config, name) for name in ("device", "precision", "compile", "threads")} | {
+        "torch": torch.__version__
+    }
+
+
+def _check_same_run(path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None:
+    """Raise `CheckpointError` for a checkpoint of other settings or other images."""
+    then, now = (Config(**known["config"]) for known in (facts, run))
+    there, here = then.differences(now), now.differences(then)
+    different = [f"{name} {there[name]} there, {here[name]} here" for name in there]
+    if facts["data_sha256"] != run["data_sha256"]:
+        different.append("other images")
+    if different:
+        what, allowed = f"{path.name} is of another run: {', '.join(different)}", "Settings and images must be the same"
+        raise CheckpointError(what, str(path.parent), allowed, "Remove that folder to start anew")

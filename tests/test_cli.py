@@ -24,7 +24,7 @@ def error_of(capsys, *arguments):
         ([], "COMMAND"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
         (["train", "mnist"], "unknown data set 'mnist'"),
-        (["train", "cifar10"], "Use profile=paper"),
+        (["train", "cifar10"], "Use profile=fast"),
         (["train", "digits", "--bogus", "1"], "unknown option '--bogus'"),
         (["train", "digits", "--epoch", "1"], "Write '--epochs'"),
         (["train", "digits", "--epochs"], "expected one argument"),

@@ -12,7 +12,9 @@ PUBLISHED = {
     "lr": 0.0003, "schedule": "constant", "batch_size": 256, "epochs": 1000,
     "crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": 0.5, "jitter": 0.8, "grayscale": 0.2,
     "blur_kernel": 23, "blur_sigma": (0.1, 2.0), "rotation": 0.0, "translation": 0.0, "shear": 0.0,
-    "views": "both", "heads": "both", "baseline": "", "device": "auto", "threads": 1,
+    "views": "both", "heads": "both", "baseline": "", "device": "auto", "threads": 1, "compile": "auto",
+    "normalize": False, "head_norm": False, "optimizer": "adam", "weight_decay": 0.0, "warmup": 0.0,
+    "precision": "fp32", "checkpoint_seconds": 10.0,
 }  # fmt: skip
 HALF = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 FULL = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
@@ -64,7 +66,7 @@ def test_values_may_come_as_text():
 
 BAD = [
     ({"dataset": "mnist"}, "'mnist'", "digits"),
-    ({"dataset": "cifar10"}, "profile demo", "profile=paper"),
+    ({"dataset": "cifar10"}, "profile demo", "profile=fast"),
     ({"profile": "fastest"}, "'fastest'", "demo"),
     ({"variant": "cluster-onyl"}, "'cluster-onyl'", "Write 'cluster-only'"),
     ({"seed": "banana"}, "seed is 'banana'", "an integer"),

@@ -1,16 +1,68 @@
+import os
+import subprocess
+import sys
+
 import pytest
 
-from ccrepro.files import atomic_write
+from ccrepro.errors import CheckpointError, LockedError
+from ccrepro.files import atomic_write, lock, sweep
+
+CALLS = ("tempfile.mkstemp", "os.fdopen", "os.fsync", "os.chmod", "os.replace")
 
 
-def test_failed_write_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch):
+@pytest.mark.parametrize("call", CALLS)
+def test_any_call_that_fails_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch, call):
     path = atomic_write(tmp_path / "a.txt", "old")
 
-    def full(*args):
-        raise OSError("disk full")
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(call, full)
+    with pytest.raises(CheckpointError, match=r"^cannot write a.txt: No space left on device .*3 bytes must fit"):
+        atomic_write(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_ctrl_c_in_a_write_leaves_the_old_file_and_no_scraps(tmp_path, monkeypatch):
+    path = atomic_write(tmp_path / "a.txt", "old")
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
         atomic_write(path, "new")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_in_place_of_the_folder(tmp_path):
+    (tmp_path / "a").write_text("a file")
+    with pytest.raises(CheckpointError, match="cannot write b.txt"):
+        atomic_write(tmp_path / "a" / "b.txt", "new")
+
+
+def test_sweep_removes_what_the_dead_left_and_spares_the_living(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    names = [f".a.json.{dead.pid}.x1y2.tmp", f".a.json.{os.getpid()}.x1y2.tmp", "a.json", ".hidden"]
+    (tmp_path / "below").mkdir()
+    for name in names:
+        (tmp_path / "below" / name).write_text("")
+    assert sweep(tmp_path) == 1
+    assert sorted(path.name for path in (tmp_path / "below").iterdir()) == sorted(names[1:])
+
+
+def test_a_locked_folder_names_its_owner_and_is_free_when_it_dies(tmp_path):
+    code = f"from pathlib import Path; from ccrepro.files import lock; held = lock(Path({str(tmp_path)!r})); input()"
+    owner = subprocess.Popen([sys.executable, "-c", f"{code}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    while not (tmp_path / "lock").exists() or not (tmp_path / "lock").read_text():
+        pass
+    with pytest.raises(LockedError, match=f"^process {owner.pid} on .* is at work on this run") as caught:
+        lock(tmp_path)
+    assert caught.value.exit_code == 6
+    owner.kill()
+    owner.wait()
+    lock(tmp_path).close()

@@ -89,7 +89,7 @@ def test_run_logs_every_epoch_and_prints_now_and_then(root, patterns, tiny, caps
     this = run.Run(dataclasses.replace(tiny, epochs=50), patterns, every_seconds=1000)
     model = build(tiny, 1)
     for epoch in range(1, 51):
-        this.report({"epoch": epoch, "loss": 7.0, "seconds": 0.1}, model)
+        this.report({"epoch": epoch, "loss": 7.0, "entropy": 1.0, "largest_share": 0.4, "seconds": 0.1}, model)
     assert [json.loads(line)["epoch"] for line in this.log.read_text().splitlines()] == list(range(1, 51))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2  # the first and the last

@@ -60,7 +60,8 @@ def test_history_reports_every_epoch(patterns, tiny):
 
 
 def test_a_step_minimises_the_sum_of_both_losses(patterns, tiny):
-    """One step equals: two forwards with their own batch statistics, both losses, one step of Adam."""
+    """One step equals: two forwards with their own batch statistics, both losses, one step of Adam; up to the rounding
+    of a gradient that is summed over both views at once. The loss is the same to the last bit."""
     view_a, view_b = next(pairs(*tensors(patterns), tiny, epoch=0))
     model = build(tiny, 1)
     by_hand = copy.deepcopy(model)
@@ -72,7 +73,8 @@ def test_a_step_minimises_the_sum_of_both_losses(patterns, tiny):
     optimizer.step()
     assert numbers["loss"].item() == loss.item()
     for name, value in by_hand.state_dict().items():
-        assert_close(model.state_dict()[name], value, rtol=0, atol=0)
+        # Adam's first step is the gradient's sign times the rate, so a rounded gradient near 0 moves a weight by lr.
+        assert_close(model.state_dict()[name], value, rtol=1e-4, atol=0.02 * tiny.lr)
     assert model.backbone.bn1.num_batches_tracked == 2
 
 
