@@ -19,7 +19,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce cells check tables test lab lint format environment clean FORCE
+.PHONY: help reproduce cells check tables test bench lab lint format environment clean FORCE
 .PRECIOUS: runs/%/run.json
 
 help: ## list the targets
@@ -53,6 +53,9 @@ results/notebooks/$(PROFILE)/%.ipynb: FORCE | environment
 
 test: environment ## run the tests
 	@$(VENV)/python -m pytest
+
+bench: environment ## measure our speed beside the authors' way and the limit
+	@$(CCREPRO) bench
 
 lab: environment ## open the notebooks in JupyterLab
 	@$(VENV)/jupyter lab --notebook-dir=notebooks

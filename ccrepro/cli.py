@@ -84,6 +84,11 @@ def _parser() -> Parser:
     notebook.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="parameters, values in YAML")
     compare = add("compare", _compare, "print fresh results beside the committed ones")
     compare.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+    bench = add("bench", _bench, "measure our speed beside the authors' way and the limit; saved under results/bench")
+    bench.add_argument("--rounds", type=int, default=7, help="turns of each way; 3 for a quick look")
+    bench.add_argument("--only", nargs="+", default=[], help="augmentation, losses, scores, step")
+    bench.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    bench.add_argument("--results-dir", default="results", help="folder of results, from the clone's on")
     add("readme", _readme, "put the tables of the published runs into README.md")
     return parser
 
@@ -156,6 +161,15 @@ def _compare(options: argparse.Namespace) -> None:
     from ccrepro import results
 
     print(results.compare(options.profile))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    from ccrepro import bench
+
+    for name in options.only:
+        if name not in bench.SECTIONS:
+            raise unknown("section", name, "--only", bench.SECTIONS)
+    print(bench.save(bench.run(options.rounds, tuple(options.only), options.device), options.results_dir))
 
 
 def _readme(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,58 @@ def ablation(name: str, runs: pd.DataFrame) -> Figure:
         title = DATASETS[dataset].title if dataset else "no run yet"
         axis.set(xlabel="", ylabel="ACC (a dot per seed, bar: mean)", ylim=(0, 1), title=title)
     return result
+
+
+@figure
+def bench(result: dict[str, Any]) -> Figure:
+    """What `ccrepro.bench.run` measured: how many times as fast as the authors' way; how the losses and a step grow."""
+    drawn, axes = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=(1.5, 1, 1))
+    _ratios(axes[0], [row for name in ("augmentation", "losses", "scores", "step") for row in result.get(name, [])])
+    for kind, color in (("instance", COLORS[0]), ("cluster", COLORS[1])):
+        for way, style in (("authors", ":"), ("ours", "-")):
+            pattern = rf"{kind} loss, N = (\d+), D" if kind == "instance" else rf"{kind} loss, N = 256, K = (\d+)"
+            found = [(re.match(pattern, row["what"]), row["seconds"].get(way)) for row in result.get("losses", [])]
+            points = [(int(match[1]), 1e3 * t["median"]) for match, t in found if match and t]
+            label = f"{kind}, {way}: by {'N, D = 128' if kind == 'instance' else 'K, N = 256'}"
+            axes[1].plot(*np.array(points).reshape(-1, 2).T, style, marker="o", ms=4, color=color, label=label)
+    axes[1].set(xscale="log", yscale="log", xlabel="N or K", ylabel="ms, forward and backward", title="losses")
+    rates = [r for r in result.get("rates", []) if (r["backbone"], r["stem"]) != ("small", "cifar")]
+    for network in dict.fromkeys((r["backbone"], r["stem"]) for r in rates):
+        points = sorted(
+            (r["image_size"], 1e3 / r["images_per_second"]) for r in rates if (r["backbone"], r["stem"]) == network
+        )
+        axes[2].plot(*np.array(points).T, "-o", ms=4, label=", ".join(network) + " stem")
+    axes[2].set(
+        xscale="log",
+        yscale="log",
+        xlabel="side of a view, pixels",
+        ylabel="ms per image (two views)",
+        title="training step, ours",
+    )
+    for axis in axes[1:]:
+        if axis.lines:
+            axis.legend(fontsize=8)
+    axes[2].set_xticks([32, 96, 224], ["32", "96", "224"], minor=False)
+    axes[2].minorticks_off()
+    drawn.suptitle(f"{result['hardware']['gpu'] or result['hardware']['cpu']}, torch {result['versions']['torch']}")
+    return drawn
+
+
+def _ratios(axis: plt.Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Speed as a multiple of the authors' way, one bar per measurement; the compiled views beside the plain ones."""
+    bars = []
+    for row in (row for row in rows if "authors" in row["seconds"]):
+        for way in (way for way in ("ours", "compiled") if way in row["seconds"]):
+            bars.append((row["what"], row["seconds"]["authors"]["median"] / row["seconds"][way]["median"], way))
+    for place, (_, ratio, way) in enumerate(bars):
+        axis.barh(place, ratio, color=COLORS[0] if way == "ours" else COLORS[2])
+        axis.text(ratio, place, f" {ratio:.3g}", va="center", fontsize=8)
+    names = [what + (", compiled" if way == "compiled" else "") for what, _, way in bars]
+    axis.set_yticks(range(len(bars)), names, fontsize=7)
+    axis.axvline(1, color="0.3", lw=1)
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel="times as fast as the authors' way", title="ours against the authors' way")
+    axis.margins(x=0.15)
 
 
 def _run_title(record: dict[str, Any]) -> str:
