@@ -86,7 +86,9 @@ def _parser() -> Parser:
     compare.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
     bench = add("bench", _bench, "measure our speed beside the authors' way and the limit; saved under results/bench")
     bench.add_argument("--rounds", type=int, default=7, help="turns of each way; 3 for a quick look")
-    bench.add_argument("--only", nargs="+", default=[], help="augmentation, losses, scores, step")
+    bench.add_argument(
+        "--only", nargs="+", default=[], help="augmentation, losses, scores, step; then nothing is saved"
+    )
     bench.add_argument("--device", default="auto", help="auto, cpu or cuda")
     bench.add_argument("--results-dir", default="results", help="folder of results, from the clone's on")
     add("readme", _readme, "put the tables of the published runs into README.md")
@@ -169,7 +171,8 @@ def _bench(options: argparse.Namespace) -> None:
     for name in options.only:
         if name not in bench.SECTIONS:
             raise unknown("section", name, "--only", bench.SECTIONS)
-    print(bench.save(bench.run(options.rounds, tuple(options.only), options.device), options.results_dir))
+    result = bench.run(options.rounds, tuple(options.only), options.device)
+    print(bench.table(result).to_string(index=False) if options.only else bench.save(result, options.results_dir))
 
 
 def _readme(options: argparse.Namespace) -> None:
