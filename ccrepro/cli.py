@@ -105,7 +105,7 @@ def _train(options: argparse.Namespace) -> None:
     config = _config(options)
     from ccrepro import datasets, run, train  # torch takes seconds to import; mistakes are told at once
 
-    data = datasets.load(config.dataset, options.data_dir)
+    data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
     this = run.Run(config, data)
     record = this.finish(*train.train(config, data, this.report))
     print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {this.folder}/run.json")

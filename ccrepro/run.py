@@ -57,7 +57,7 @@ class Run:
         self.log = self.folder / "log.jsonl"
         self.log.write_text("")
         self.pictured = {round(share * config.epochs) for share in PICTURED}
-        self.scored = {round(i / SCORED * config.epochs) for i in range(SCORED)} | self.pictured - {config.epochs}
+        self.scored = ({round(i / SCORED * config.epochs) for i in range(SCORED)} | self.pictured) - {config.epochs}
 
     def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
         """Keep an epoch's numbers, and at some epochs the clustering; print a line now and then with the time left."""
@@ -115,7 +115,7 @@ class Run:
             "overrides": config.overrides(),
             **score(config, data, clustering),
             "epochs": len(history),
-            "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
+            "seconds": round(sum(e["seconds"] for e in history) if history else time.monotonic() - self.start, 1),
             "n_images": len(data.images),
             "packed_shape": list(data.images.shape[1:]),
             "n_clusters_used": len(np.unique(clustering.labels_pred)),

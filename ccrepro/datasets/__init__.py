@@ -1,5 +1,6 @@
 """Name of a data set → `ImageSet`: all its images as one uint8 array, with labels for scoring only."""
 
+import dataclasses
 import hashlib
 import os
 import warnings
@@ -76,6 +77,15 @@ def load(name: str, root: str | Path | None = None, skip_bad: bool = False) -> I
     if not skip_bad:
         _check_counts(data, root)
     return data
+
+
+def sample(data: ImageSet, n: int, seed: int) -> ImageSet:
+    """At most ``n`` of the images, drawn at random, in their order; 0 takes all. Equal seeds draw the same."""
+    if not 0 < n < len(data.images):
+        return data
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:n])
+    labels = None if data.labels is None else data.labels[rows]
+    return dataclasses.replace(data, images=data.images[rows], sizes=data.sizes[rows], labels=labels)
 
 
 def find_source(name: str, root: Path) -> Bundle | Files | None:
