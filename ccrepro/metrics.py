@@ -28,9 +28,23 @@ def scores(labels_true: ArrayLike, labels_pred: ArrayLike) -> dict[str, float]:
 
 def contingency(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int) -> np.ndarray:
     """(classes, n_clusters) counts, columns in the order that matches clusters to classes, unmatched ones last."""
-    classes, rows = np.unique(labels_true, return_inverse=True)
-    counts = np.zeros((len(classes), n_clusters), dtype=int)
-    np.add.at(counts, (rows, np.asarray(labels_pred)), 1)
+    counts = _counts(labels_true, labels_pred, n_clusters)
     matched = linear_sum_assignment(counts, maximize=True)[1]
     rest = [k for k in range(n_clusters) if k not in matched]
     return counts[:, [*matched, *rest]]
+
+
+def matched_classes(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int) -> np.ndarray:
+    """(n_clusters,) the class that each cluster is matched to, as `accuracy` does it; -1 for a cluster left over."""
+    classes, clusters = linear_sum_assignment(_counts(labels_true, labels_pred, n_clusters), maximize=True)
+    found = np.full(n_clusters, -1)
+    found[clusters] = np.unique(labels_true)[classes]
+    return found
+
+
+def _counts(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int) -> np.ndarray:
+    """(classes, n_clusters) images of each class in each cluster."""
+    classes, rows = np.unique(labels_true, return_inverse=True)
+    counts = np.zeros((len(classes), n_clusters), dtype=int)
+    np.add.at(counts, (rows, np.asarray(labels_pred)), 1)
+    return counts

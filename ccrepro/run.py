@@ -23,7 +23,7 @@ from ccrepro import files
 from ccrepro.checkpoint import save_weights
 from ccrepro.config import Config
 from ccrepro.datasets import ImageSet
-from ccrepro.evaluate import Clustering, evaluate, feature_map, map_rows, score
+from ccrepro.evaluate import Clustering, cases, evaluate, feature_map, map_rows, score
 from ccrepro.metrics import contingency, scores
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.train import Epoch
@@ -126,6 +126,7 @@ class Run:
             "commit": files.commit(),
             "class_names": data.class_names,
             "contingency": contingency(data.labels, clustering.labels_pred, config.n_clusters).tolist(),
+            "cases": cases(data.labels, clustering, config.n_clusters),
             "history": {name: [_short(e[name]) for e in history] for name in (history[0] if history else ())},
             **self._evolution(),
         }
