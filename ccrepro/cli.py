@@ -73,16 +73,24 @@ def _parser() -> Parser:
     for command in (train, data):
         command.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
     check = add("check", _check, "check the names of a reproduction before it starts")
-    check.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
-    for name in ("datasets", "variants", "seeds"):
-        check.add_argument(f"--{name}", nargs="+", required=True, help=f"the {name} to be run")
+    plan = add("plan", _plan, "list the cells of a reproduction: done or to run, and the hours that this may take")
+    for command in (check, plan):
+        command.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+        for name in ("datasets", "variants", "seeds"):
+            command.add_argument(f"--{name}", nargs="+", required=True, help=f"the {name} to be run")
+    plan.add_argument("--cells", action="store_true", help="print the cells that are to run, cheap ones first")
     notebook = add("notebook", _notebook, "run a notebook with papermill, refusing unknown parameters")
     notebook.add_argument("path", help="the notebook")
     notebook.add_argument("output", help="where the executed copy goes")
     notebook.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="parameters, values in YAML")
     compare = add("compare", _compare, "print fresh results beside the committed ones")
     compare.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
-    add("readme", _readme, "put the tables of the published runs into README.md")
+    add("readme", _readme, "put claims and tables of the published runs into README.md")
+    report = add("report", _report, "make one page of a profile: claims, tables, figures, where numbers come from")
+    report.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+    stream = add("online", _online, "measure a finished run of the full method on a stream of its images")
+    _add_settings(stream)
+    stream.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
     return parser
 
 
@@ -157,7 +165,30 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _readme(options: argparse.Namespace) -> None:
-    from ccrepro import files, results
+    from ccrepro import files, report
 
     path = files.ROOT / "README.md"
-    files.atomic_write(path, results.readme_with_results(path.read_text()))
+    files.atomic_write(path, report.readme_with_results(path.read_text()))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ccrepro import report
+
+    print(*report.save_report(options.profile), sep="\n")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from ccrepro import plan
+
+    planned = plan.plan(options.profile, options.datasets, options.variants, options.seeds)
+    print(plan.missing(planned) if options.cells else plan.as_text(planned))
+
+
+def _online(options: argparse.Namespace) -> None:
+    config = _config(options)
+    from ccrepro import datasets, online
+
+    data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
+    result = online.measure(config, data)["assign"]
+    for size, same, rate in zip(result["batch_size"], result["same"], result["images_per_second"], strict=True):
+        print(f"{config.cell}  {size} at once: {rate:,.0f} images/s, {same:.2%} assigned as offline")
