@@ -50,9 +50,9 @@ def plan(
 
 def estimate(config: Config, rates: list[dict[str, Any]], records: list[Record]) -> tuple[float | None, str]:
     """Hours of a run and where that comes from; (None, "unknown") where nothing tells."""
-    passed = config.epochs * _images(config)  # images that training goes through
+    passed = 0 if config.baseline else config.epochs * _images(config)  # images that training goes through
     rate = _rate(config, rates)
-    if rate and passed and not config.baseline:
+    if rate and passed:
         return passed / rate / 3600, "bench"
     own = [r for r in records if r["dataset"] == config.dataset]
     same = [r for r in own if r["variant"] == config.variant]

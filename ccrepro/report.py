@@ -14,7 +14,7 @@ import pandas as pd
 from ccrepro import claims, files, tables
 from ccrepro.config import RECIPES
 from ccrepro.errors import ConfigError, unknown
-from ccrepro.results import METRICS, Record, as_runs, load_records, load_runs, origins, provenance
+from ccrepro.results import Record, as_runs, load_records, load_runs, origins, provenance
 from ccrepro.tables import TABLES, as_markdown
 
 # Figures that the notebooks save, by section, in the order in which they are shown.
@@ -106,11 +106,14 @@ ORIGINS = (
 
 
 def _table_section(name: str, runs: pd.DataFrame, records: list[Record], folder: Path) -> Section:
-    frames = [(metric.upper(), tables.table(name, runs, metric)) for metric in METRICS]
+    frames = [("ACC", tables.table(name, runs))]
+    for metric in ("nmi", "ari"):
+        frames.append((f"{metric.upper()}, rows that were run", tables.table(name, runs, metric, only_run=True)))
     if name == "main_results":
         frames.insert(0, ("ACC of all 18 methods, as reported and by us", tables.overview(runs)))
         frames.append(("k-means on the features in place of the cluster head", tables.heads_against_kmeans(records)))
-    return Section(TABLES[name].caption, [tables.RULE], frames, _figures(name, folder))
+    texts = [tables.RULE] if name == next(iter(TABLES)) else []  # once is enough
+    return Section(TABLES[name].caption, texts, frames, _figures(name, folder))
 
 
 def _other_sections(records: list[Record], folder: Path) -> list[Section]:

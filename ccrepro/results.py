@@ -3,6 +3,7 @@
 Nothing here needs torch, so tables and figures come fast.
 """
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable
@@ -56,8 +57,10 @@ def find_records(records: list[Record], variant: str, dataset: str = "") -> list
     return [r for r in own if r["dataset"] == own[0]["dataset"]]
 
 
+@functools.cache
 def reported() -> pd.DataFrame:
-    """Every number the paper prints: table, method, dataset, variant, metric, value, sources, confidence."""
+    """Every number the paper prints: table, method, dataset, variant, metric, value, sources, confidence. Read once,
+    so not to be changed."""
     return pd.read_csv(Path(__file__).with_name("reported.csv"), dtype=str, keep_default_na=False)
 
 

@@ -1,5 +1,6 @@
 """The paper's tables: what it reports, what we measured, the difference, and a verdict by a rule fixed beforehand."""
 
+import functools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -115,15 +116,14 @@ def table_rows(name: str, runs: pd.DataFrame, dataset: str, metric: str = "acc")
 
 def _printed(row: Row, dataset: str, metric: str) -> str:
     """The paper's number as it stands there, or nothing."""
-    paper = reported()
-    found = paper[
-        (paper.table == row.table)
-        & (paper.method == row.method)
-        & (paper.dataset == DATASETS[dataset].title)
-        & (paper.variant == row.reported_variant)
-        & (paper.metric == metric.upper())
-    ]
-    return "".join(found.value)
+    return _numbers().get((row.table, row.method, DATASETS[dataset].title, row.reported_variant, metric.upper()), "")
+
+
+@functools.cache
+def _numbers() -> dict[tuple[str, ...], str]:
+    """The paper's numbers by table, method, data set, variant and metric."""
+    keys = reported()[["table", "method", "dataset", "variant", "metric"]].itertuples(index=False, name=None)
+    return dict(zip(keys, reported().value, strict=True))
 
 
 def _select(runs: pd.DataFrame, dataset: str, row: Row) -> pd.DataFrame:
