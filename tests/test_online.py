@@ -85,5 +85,6 @@ def test_a_finished_run_is_measured(root, patterns, tiny):
 def test_a_recipe_is_published(root, digits, model, monkeypatch):
     monkeypatch.setattr(online, "_trained", lambda config, data, folder: model)
     monkeypatch.setattr(online, "train_once", lambda *a: (model, {}))
+    monkeypatch.setattr(online, "follow", lambda *a: {})
     online.measure(recipe("digits", seed=3), digits)
     assert (root / "results/online/demo/digits/cc-seed3.json").exists()
