@@ -4,13 +4,19 @@
 image has its own parameters, its own order of the four colour operations included. Given the same parameters, each
 operation equals torchvision's on that image (float input, antialias on).
 
+The four colour operations exist in two forms with the same result. `color_jitter` picks the images that an operation
+falls on, which is simple and quick on a CPU; `color_jitter_without_branches` lets every operation pass over every image
+and cancels it where it does not belong, which a compiler turns into two passes over memory, and which never makes a
+GPU wait for the host.
+
 Letters: N views, C channels (1 or 3), H, W sides of the image, S side of the view.
 """
 
 import dataclasses
+import functools
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +25,8 @@ from torch.nn import functional as F
 
 from ccrepro.config import Config
 
-# The 24 orders of (0 brightness, 1 contrast, 2 saturation, 3 hue).
-ORDERS = torch.tensor(list(itertools.permutations(range(4))))
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of factors
+ORDERS = torch.tensor(list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))))  # (24, 4)
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 TRIES = 10  # attempts at a crop box that fits, as torchvision makes them
 
@@ -31,25 +37,29 @@ class Parameters:
 
     box: Tensor  # (N, 4) top, left, height, width of the crop in pixels
     flip: Tensor  # (N,) bool
-    affine: Tensor  # (N, 5) angle, shift x, shift y in pixels of the view, shear x, shear y; angles in degrees
+    affine: Tensor | None  # (N, 5) angle, shift x, shift y in pixels of the view, shear x, shear y; angles in degrees
     jitter: Tensor  # (N,) bool
     factors: Tensor  # (N, 4) brightness, contrast, saturation, hue
     order: Tensor  # (N,) row of ORDERS
     grayscale: Tensor  # (N,) bool
-    sigma: Tensor  # (N,) deviation of the blur in pixels of the view; 0 is no blur
+    sigma: Tensor | None  # (N,) deviation of the blur in pixels of the view; 0 is no blur
 
     def __getitem__(self, rows: slice | Tensor) -> "Parameters":
-        return Parameters(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
+        return self._each(lambda field: field[rows])
 
     def to(self, device: torch.device) -> "Parameters":
-        return Parameters(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
+        return self._each(lambda field: field.to(device))
+
+    def _each(self, function: Callable[[Tensor], Tensor]) -> "Parameters":
+        fields = (getattr(self, f.name) for f in dataclasses.fields(self))
+        return Parameters(*(None if field is None else function(field) for field in fields))
 
 
 def draw(generator: torch.Generator, sizes: Tensor, shape: tuple[int, int], config: Config) -> Parameters:
     """Parameters of one view of each image, with the distributions of the authors' code.
 
     sizes: (N, 2) the images' own heights and widths, in which crops are drawn. shape: height and width they are stored
-    in, which may be squeezed; boxes are given in its pixels.
+    in, which may be squeezed; boxes are given in its pixels. What the settings never do (affine map, blur) is None.
     """
     n = len(sizes)
 
@@ -61,16 +71,16 @@ def draw(generator: torch.Generator, sizes: Tensor, shape: tuple[int, int], conf
 
     strengths = (config.brightness, config.contrast, config.saturation)
     shift = config.translation * config.image_size
-    angle, shear_x, shear_y = (uniform(-limit, limit) for limit in (config.rotation, config.shear, config.shear))
+    limits = (config.rotation, shift, shift, config.shear, config.shear)
     return Parameters(
         box=_draw_box(uniform, sizes.float(), config) * (torch.tensor(shape) / sizes).repeat(1, 2),
         flip=happens(config.flip),
-        affine=torch.stack((angle, uniform(-shift, shift), uniform(-shift, shift), shear_x, shear_y), 1),
+        affine=torch.stack([uniform(-limit, limit) for limit in limits], 1) if any(limits) else None,
         jitter=happens(config.jitter),
         factors=torch.stack([uniform(1 - s, 1 + s) for s in strengths] + [uniform(-config.hue, config.hue)], 1),
         order=torch.randint(len(ORDERS), (n,), generator=generator),
         grayscale=happens(config.grayscale),
-        sigma=uniform(*config.blur_sigma) * happens(config.blur),
+        sigma=uniform(*config.blur_sigma) * happens(config.blur) if config.blur else None,
     )
 
 
@@ -95,17 +105,31 @@ def _centre_box(height: Tensor, width: Tensor, config: Config) -> Tensor:
     return torch.cat((torch.floor((height - h) / 2), torch.floor((width - w) / 2), h, w), 1)
 
 
-def apply(images: Tensor, parameters: Parameters, size: int, blur_kernel: int = 23) -> Tensor:
+def apply(images: Tensor, parameters: Parameters, size: int, blur_kernel: int = 23, compiled: bool = False) -> Tensor:
     """Views: uint8 images (N, C, H, W) → float (N, C, S, S) in [0, 1], S = ``size``.
 
-    Order as in the authors' code: crop, flip, (affine map,) colour jitter, greyscale, blur.
+    Order as in the authors' code: crop, flip, (affine map,) colour jitter, greyscale, blur. ``compiled`` lets
+    `torch.compile` fuse all but the blur: half a minute once per shape of batch, then several times as fast.
     """
+    x = (_compiled_sharp() if compiled else sharp)(images, parameters, size)
+    return x if parameters.sigma is None else gaussian_blur(x, parameters.sigma, blur_kernel)
+
+
+def sharp(images: Tensor, parameters: Parameters, size: int) -> Tensor:
+    """The views before their blur: uint8 (N, C, H, W) → float (N, C, S, S) in [0, 1]."""
     x = resized_crop(images.float() / 255, parameters.box, parameters.flip, size)
-    x = affine(x, parameters.affine)
-    x = color_jitter(x, parameters)
-    if x.shape[1] == 3:
-        x = torch.where(_per_image(parameters.grayscale), luminance(x), x)
-    return gaussian_blur(x, parameters.sigma, blur_kernel)
+    if parameters.affine is not None:
+        x = affine(x, parameters.affine)
+    if torch.compiler.is_compiling() or x.is_cuda:
+        x = color_jitter_without_branches(x, parameters)
+    else:
+        x = color_jitter(x, parameters)
+    return torch.where(_per_image(parameters.grayscale), luminance(x), x) if x.shape[1] == 3 else x
+
+
+@functools.cache
+def _compiled_sharp() -> Callable[..., Tensor]:
+    return torch.compile(sharp, dynamic=False)
 
 
 def plain(images: Tensor, size: int) -> Tensor:
@@ -141,8 +165,6 @@ def _resize_weights(start: Tensor, length: Tensor, n_in: int, n_out: int) -> Ten
 
 def affine(x: Tensor, parameters: Tensor) -> Tensor:
     """Rotation, shift and shear about the centre, bilinear, zero outside: float (N, C, S, S) → the same."""
-    if not parameters.any():
-        return x
     angle, shift_x, shift_y, shear_x, shear_y = parameters.unbind(1)
     angle, shear_x, shear_y = (torch.deg2rad(v) for v in (angle, shear_x, shear_y))
     # Forward map, of determinant 1, as in torchvision.transforms.functional.affine; sampling needs its inverse.
@@ -171,6 +193,45 @@ def color_jitter(x: Tensor, parameters: Parameters) -> Tensor:
     return x
 
 
+def color_jitter_without_branches(x: Tensor, parameters: Parameters) -> Tensor:
+    """The same function as `color_jitter`, without a branch or an index that depends on the data.
+
+    The contrast needs a mean over the picture and cuts the sequence in two. On either side of it come at most
+    brightness and saturation, hue, brightness and saturation; a factor is neutral where its operation is not due.
+    """
+    factor, rank = parameters.factors.unbind(1), torch.argsort(ORDERS.to(x.device)[parameters.order], 1).unbind(1)
+
+    def toned(channels: Sequence[Tensor], late: bool, after_hue: bool, second: bool) -> Sequence[Tensor]:
+        """Brightness or saturation, if one of them is due here."""
+
+        def due(own: int, other: int) -> Tensor:
+            place = (rank[own] > rank[CONTRAST], rank[own] > rank[HUE], rank[own] > rank[other])
+            return parameters.jitter & (place[0] == late) & (place[1] == after_hue) & (place[2] == second)
+
+        bright, saturated = due(BRIGHTNESS, SATURATION), due(SATURATION, BRIGHTNESS) & (len(channels) == 3)
+        scale = torch.where(bright, factor[BRIGHTNESS], torch.where(saturated, factor[SATURATION], 1.0))
+        gray = _per_channel(torch.where(saturated, 1 - factor[SATURATION], 0.0)) * _gray(channels)
+        return [(_per_channel(scale) * c + gray).clamp(0, 1) for c in channels]
+
+    def side(channels: Sequence[Tensor], late: bool) -> Sequence[Tensor]:
+        """All that comes before the contrast, or after it."""
+        for second in (False, True):
+            channels = toned(channels, late, False, second)
+        if len(channels) == 3:
+            due = _per_channel(parameters.jitter & ((rank[HUE] > rank[CONTRAST]) == late))
+            turned = _hue(channels, _per_channel(factor[HUE]))
+            channels = [torch.where(due, t, c) for t, c in zip(turned, channels, strict=True)]
+        for second in (False, True):
+            channels = toned(channels, late, True, second)
+        return channels
+
+    channels = side(x.unbind(1), late=False)
+    scale = _per_channel(torch.where(parameters.jitter, factor[CONTRAST], 1.0))
+    mean = (1 - scale) * _gray(channels).mean((1, 2), keepdim=True)
+    channels = [(scale * c + mean).clamp(0, 1) for c in channels]
+    return torch.stack(side(channels, late=True), 1)
+
+
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
     return (x * factor).clamp(0, 1)
 
@@ -186,45 +247,82 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by ``shift`` turns with value and chroma kept: float (N, 3, S, S), (N, 1, 1, 1) → (N, 3, S, S)."""
-    r, g, b = x.unbind(1)
-    value = x.amax(1)
-    chroma = value - x.amin(1)
+    return torch.stack(_hue(x.unbind(1), shift[:, 0]), 1)
+
+
+def _hue(channels: Sequence[Tensor], shift: Tensor) -> list[Tensor]:
+    """`hue` of red, green and blue (N, S, S), with shift (N, 1, 1)."""
+    r, g, b = channels
+    value = torch.maximum(torch.maximum(r, g), b)
+    chroma = value - torch.minimum(torch.minimum(r, g), b)
     safe = torch.where(chroma == 0, 1, chroma)
     sextant = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    sextant = sextant + 6 * shift[:, 0]
+    sextant = sextant + 6 * shift
     # Channel n of HSV → RGB is value - chroma · clamp(min(k, 4 - k), 0, 1) with k = (n + sextant) mod 6.
-    k = (sextant[:, None] + torch.tensor([5.0, 3.0, 1.0], device=x.device).view(1, 3, 1, 1)) % 6
-    return value[:, None] - chroma[:, None] * torch.minimum(k, 4 - k).clamp(0, 1)
+    turned = ((sextant + n) % 6 for n in (5, 3, 1))
+    return [value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in turned]
 
 
 def luminance(x: Tensor) -> Tensor:
     """(N, 3, S, S) → (N, 1, S, S); a single channel is its own luminance."""
-    if x.shape[1] == 1:
-        return x
-    return (x * torch.tensor(LUMA, device=x.device).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    return _gray(x.unbind(1)).unsqueeze(1)
+
+
+def _gray(channels: Sequence[Tensor]) -> Tensor:
+    if len(channels) == 1:
+        return channels[0]
+    r, g, b = channels
+    return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
+
+
+BLOCK = 32  # rows of a view that are blurred at once
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Blur with ``kernel`` taps and mirrored border where sigma > 0: float (N, C, S, S) → the same."""
+    """Blur with ``kernel`` taps and mirrored border where sigma > 0: float (N, C, S, S) → the same.
+
+    On a CPU only the images that drew a blur are touched; on a GPU, which would have to wait for their number, all.
+    """
+    if x.is_cuda:
+        return _blurred(x, sigma, kernel)
     chosen = (sigma > 0).nonzero()[:, 0]
-    if len(chosen) == 0:
-        return x
     x = x.clone()
-    weights = _blur_weights(sigma[chosen], x.shape[-1], kernel)
-    x[chosen] = _separable(x[chosen], weights, weights)
+    x[chosen] = _blurred(x[chosen], sigma[chosen], kernel)
     return x
 
 
-def _blur_weights(sigma: Tensor, size: int, kernel: int) -> Tensor:
-    """(N, S, S) the one-dimensional blur as a matrix; taps beyond the border fall on the mirrored pixel."""
+def _blurred(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
     offset = torch.arange(kernel, device=sigma.device) - kernel // 2
-    taps = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)
-    taps = taps / taps.sum(1, keepdim=True)
-    source = (torch.arange(size, device=sigma.device)[:, None] + offset).remainder(2 * (size - 1))
-    source = torch.minimum(source, 2 * (size - 1) - source)
-    return torch.einsum("nk,ski->nsi", taps, F.one_hot(source, size).to(taps.dtype))
+    taps = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)
+    taps = taps / taps.sum(1, keepdim=True)  # (N, kernel); one tap where sigma is 0
+    return _blur_rows(_blur_rows(x, taps).mT.contiguous(), taps).mT
+
+
+def _blur_rows(x: Tensor, taps: Tensor) -> Tensor:
+    """Blur along the rows by one matrix product for each block of them: (N, C, H, W), (N, taps) → (N, C, H, W).
+
+    All blocks share one banded matrix, (N, BLOCK, BLOCK + taps - 1): a seventh of the work of the whole one at 224.
+    """
+    height, width = x.shape[2], taps.shape[1]
+    source = torch.arange(-(width // 2), height + width // 2, device=x.device).remainder(2 * (height - 1))
+    padded = x[:, :, torch.minimum(source, 2 * (height - 1) - source)]  # beyond the border lies the mirrored row
+    block = min(BLOCK, height)
+    tap = torch.arange(block + width - 1, device=x.device) - torch.arange(block, device=x.device)[:, None]
+    band = torch.where((tap >= 0) & (tap < width), taps[:, tap.clamp(0, width - 1)], 0)[:, None]
+    starts = range(0, height, block)
+    rows = [min(block, height - start) for start in starts]
+    parts = [
+        band[..., :n, : n + width - 1] @ padded[:, :, start : start + n + width - 1]
+        for start, n in zip(starts, rows, strict=True)
+    ]
+    return torch.cat(parts, 2)
 
 
 def _per_image(values: Tensor) -> Tensor:
     """(N,) → (N, 1, 1, 1)."""
     return values.view(-1, 1, 1, 1)
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    """(N,) → (N, 1, 1)."""
+    return values.view(-1, 1, 1)

@@ -4,23 +4,53 @@ Letters: N images, D instance dimension, K clusters, M vectors of F numbers.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
+
+ROWS = 1024  # of the similarity matrix that are in memory at once
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """Mean over 2M vectors of -log softmax of the positive's cosine among the 2M - 1 others [eqs. 1-3 and 4-5].
 
     a, b: (M, F), row i of one is the positive of row i of the other; they need not be normalised. Returns a scalar.
-    As in the authors' code, a vector is not compared with itself.
+    As in the authors' code, a vector is not compared with itself. Memory grows with M, not with its square.
     """
-    rows = F.normalize(torch.cat((a, b)), dim=1)  # (2M, F)
-    similarity = rows @ rows.T / temperature  # (2M, 2M)
-    itself = torch.eye(len(rows), dtype=torch.bool, device=rows.device)
-    positive = torch.arange(len(rows), device=rows.device).roll(len(a))
-    return F.cross_entropy(similarity.masked_fill(itself, -math.inf), positive)
+    return _Contrast.apply(F.normalize(torch.cat((a, b)), dim=1), temperature)
+
+
+class _Contrast(torch.autograd.Function):
+    """The loss and its gradient in one go, some rows of the (2M, 2M) similarities at a time: nothing of them is kept.
+
+    With softmax P of the similarities S = X Xᵀ / t, where the diagonal is left out, the gradient of the summed loss by
+    the unit vectors X is (P X + Pᵀ X - 2 Y) / t; row i of Y is the positive of row i of X.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, temperature: float) -> Tensor:
+        scaled, positives = rows / temperature, rows.roll(len(rows) // 2, 0)
+        loss = -(scaled * positives).sum()
+        gradient = -2 * positives
+        for start in range(0, len(rows), ROWS):
+            part = rows[start : start + ROWS]
+            similarity = scaled[start : start + ROWS] @ rows.T
+            similarity[:, start : start + ROWS].fill_diagonal_(-math.inf)
+            normaliser = similarity.logsumexp(1, keepdim=True)
+            loss = loss + normaliser.sum()
+            softmax = similarity.sub_(normaliser).exp_()
+            gradient += softmax.T @ part
+            gradient[start : start + ROWS] += softmax @ rows
+        ctx.save_for_backward(gradient / (temperature * len(rows)))
+        return loss / len(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0] * upstream, None
 
 
 def instance_loss(z_a: Tensor, z_b: Tensor, temperature: float = 0.5) -> Tensor:

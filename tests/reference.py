@@ -48,8 +48,8 @@ def augment(image, parameters, i, size, kernel):
     x = TF.resized_crop(x, *(int(v) for v in parameters.box[i]), [size, size], antialias=True)
     if parameters.flip[i]:
         x = TF.hflip(x)
-    angle, *shift_and_shear = parameters.affine[i].tolist()
-    if parameters.affine[i].any():
+    if parameters.affine is not None:
+        angle, *shift_and_shear = parameters.affine[i].tolist()
         shift, shear = shift_and_shear[:2], shift_and_shear[2:]
         x = TF.affine(x, angle, shift, 1.0, shear, interpolation=InterpolationMode.BILINEAR)
     if parameters.jitter[i]:
@@ -58,6 +58,6 @@ def augment(image, parameters, i, size, kernel):
             x = operations[number](x, float(parameters.factors[i, number]))
     if parameters.grayscale[i]:
         x = TF.rgb_to_grayscale(x, num_output_channels=len(x))
-    if parameters.sigma[i] > 0:
+    if parameters.sigma is not None and parameters.sigma[i] > 0:
         x = TF.gaussian_blur(x, kernel, float(parameters.sigma[i]))
     return x

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 
 import pytest
 import reference
@@ -79,6 +80,31 @@ def test_hue_equals_torchvision(x):
     shift = torch.tensor([-0.5, -0.21, 0.0, 0.07, 0.3, 0.5])
     ours = A.hue(x, per_image(shift))
     assert_close(ours, one_by_one(x, lambda i, v: TF.adjust_hue(v, shift[i].item())), **CLOSE)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_colour_jitter_without_branches_is_the_same_function(photos, generator, channels):
+    """For all 24 orders, and without jitter; grey and saturated pixels among them."""
+    config = recipe("imagenet10", profile="paper", image_size=20)
+    x = photos[:, :channels, :, :20].repeat(60, 1, 1, 1) / 255
+    x[::7, :, :9] = 0.5
+    x[::5, :1, 9:] = 1.0
+    parameters = draw(generator, len(x), 20, 20, config)
+    assert set(parameters.order[parameters.jitter].tolist()) == set(range(24))
+    assert_close(A.color_jitter_without_branches(x, parameters), A.color_jitter(x, parameters), **CLOSE)
+
+
+@pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
+def test_compiled_views_are_the_same_views(photos, generator):
+    config = recipe("imagenet10", profile="paper", image_size=16)
+    parameters = draw(generator, 6, 20, 26, config)
+    assert_close(A.apply(photos, parameters, 16, compiled=True), A.apply(photos, parameters, 16), **CLOSE)
+
+
+def test_blur_of_views_larger_than_a_block(generator):
+    x, sigma = torch.rand(2, 3, 70, 70, generator=generator), torch.tensor([1.7, 0.4])
+    theirs = one_by_one(x, lambda i, v: TF.gaussian_blur(v, 23, sigma[i].item()))
+    assert_close(A.gaussian_blur(x, sigma, 23), theirs, **CLOSE)
 
 
 @pytest.mark.parametrize("kernel", [3, 23])

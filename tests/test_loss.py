@@ -45,6 +45,13 @@ def test_cluster_loss_equals_the_equations_in_value_and_gradient(p, entropy_weig
         assert_close(*(g - g.mean(1, keepdim=True) for g in (mine, theirs)), rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("rows", [1, 3, 5])
+def test_rows_at_once_do_not_matter(z, rows, monkeypatch):
+    whole = torch.autograd.grad(nt_xent(*z, 0.3), z)
+    monkeypatch.setattr("ccrepro.loss.ROWS", rows)
+    assert_close(torch.autograd.grad(nt_xent(*z, 0.3), z), whole)
+
+
 def test_gradients_equal_finite_differences(z, p):
     assert torch.autograd.gradcheck(instance_loss, z)
     assert torch.autograd.gradcheck(cluster_loss, p)

@@ -44,10 +44,27 @@ def test_scores_do_not_depend_on_the_names_of_clusters(labels):
     assert scores(true, renamed) == pytest.approx(scores(true, pred))
 
 
-def test_nmi_and_ari_are_scikit_learns(labels):
-    found = scores(*labels)
-    assert found["nmi"] == sk.normalized_mutual_info_score(*labels)
-    assert found["ari"] == sk.adjusted_rand_score(*labels)
+RNG = np.random.default_rng(5)
+PARTITIONS = {
+    **{f"by hand {i}": (true, pred) for i, (true, pred, _) in enumerate(BY_HAND)},
+    "one class, one cluster": ([3, 3, 3], [1, 1, 1]),
+    "one class": ([0, 0, 0], [0, 1, 2]),
+    "each image alone": ([0, 1, 2], [2, 0, 1]),
+    "one image": ([0], [0]),
+    "independent": ([0, 0, 1, 1], [0, 1, 0, 1]),
+    "negative and text": ([-1, -1, 4, 4, 4], ["b", "b", "a", "b", "a"]),
+    "small integers": (RNG.integers(0, 200, 3000).astype(np.uint8), RNG.integers(0, 200, 3000).astype(np.int8)),
+    "large numbers": (RNG.integers(0, 5, 400) * 10**9, RNG.integers(0, 7, 400) * 10**7),
+    "wide": (RNG.integers(0, 100, 2000), RNG.integers(0, 300, 2000)),
+}
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_nmi_and_ari_are_scikit_learns(name):
+    true, pred = PARTITIONS[name]
+    found = scores(true, pred)
+    assert found["nmi"] == pytest.approx(sk.normalized_mutual_info_score(true, pred), abs=1e-12)
+    assert found["ari"] == pytest.approx(sk.adjusted_rand_score(true, pred), abs=1e-12)
 
 
 def test_accuracy_is_the_trace_of_the_matched_contingency(labels):
