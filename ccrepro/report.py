@@ -14,7 +14,7 @@ import pandas as pd
 from ccrepro import claims, files, tables
 from ccrepro.config import RECIPES
 from ccrepro.errors import ConfigError, unknown
-from ccrepro.results import Record, as_runs, load_records, load_runs, origins, provenance
+from ccrepro.results import Record, as_runs, find_records, load_records, load_runs, origins, provenance
 from ccrepro.tables import TABLES, as_markdown
 
 # Figures that the notebooks save, by section, in the order in which they are shown.
@@ -118,8 +118,7 @@ def _table_section(name: str, runs: pd.DataFrame, records: list[Record], folder:
 
 def _other_sections(records: list[Record], folder: Path) -> list[Section]:
     """What the paper shows as figures, or not at all; of the first data set that the full method was run on."""
-    trained = [r for r in records if r["variant"] == "cc"]
-    own = [r for r in trained if r["dataset"] == trained[0]["dataset"]]
+    own = find_records(records, "cc")
     online = [r for r in own if "online" in r]
     return [
         Section("While it trains (Figures 3 and 4 of the paper)", [], [("NMI", tables.evolution(own))],

@@ -6,7 +6,7 @@ Nothing here needs torch, so tables and figures come fast.
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,19 @@ METRICS = ("nmi", "acc", "ari")
 Record = dict[str, Any]
 
 
-def load_records(profile: str, results_dir: str | Path = "results") -> list[Record]:
-    """All published records of a profile, by data set, variant and seed; under ``online`` what `ccrepro.online`
-    measured of the same run, if it did. Raises `DataError` for a damaged file."""
+def load_records(
+    profile: str, results_dir: str | Path = "results", datasets: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> list[Record]:
+    """The published records of a profile, by data set, variant and seed; only of some ``datasets``, then in their
+    order, or ``seeds``, where these are given. Under ``online`` what `ccrepro.online` measured of the same run, if it
+    did. Raises `DataError` for a damaged file."""
     root, records = files.ROOT / results_dir, []
     for path in sorted((root / "runs" / profile).glob("*/*.json")):
         record, online = _read(path), root / "online" / profile / path.parent.name / path.name
-        records.append(record | ({"online": _read(online)} if online.exists() else {}))
-    return sorted(records, key=lambda r: (r["dataset"], r["variant"], r["seed"]))
+        if record["dataset"] in (datasets or [record["dataset"]]) and record["seed"] in (seeds or [record["seed"]]):
+            records.append(record | ({"online": _read(online)} if online.exists() else {}))
+    order = list(datasets).index if datasets else str
+    return sorted(records, key=lambda r: (order(r["dataset"]), r["variant"], r["seed"]))
 
 
 def _read(path: Path) -> Record:
@@ -51,9 +56,9 @@ def as_runs(records: list[Record]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=columns)
 
 
-def find_records(records: list[Record], variant: str, dataset: str = "") -> list[Record]:
-    """The records of a variant on one data set, by seed; without a name, on the first data set that was run."""
-    own = [r for r in records if r["variant"] == variant and dataset in ("", r["dataset"])]
+def find_records(records: list[Record], variant: str) -> list[Record]:
+    """The records of a variant by seed, on the first data set that it was run on."""
+    own = [r for r in records if r["variant"] == variant]
     return [r for r in own if r["dataset"] == own[0]["dataset"]]
 
 
