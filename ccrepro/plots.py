@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ccrepro import files
 from ccrepro.config import DATASETS
 from ccrepro.results import reported
-from ccrepro.tables import table_rows
+from ccrepro.tables import datasets_of, table_rows
 
 STYLE = {
     **sns.axes_style("whitegrid"),
@@ -167,7 +167,7 @@ def feature_space(records: Sequence[dict[str, Any]]) -> Figure:
 def ablation(name: str, runs: pd.DataFrame) -> Figure:
     """ACC of each row of a table: a dot per seed, a bar for the mean, a diamond for the paper's number; one panel per
     data set we ran."""
-    datasets = [d for d in DATASETS if d in set(runs.dataset)] or [""]
+    datasets = [d for d in datasets_of(name, runs) if d in set(runs.dataset)] or [""]
     frames = [table_rows(name, runs, dataset) for dataset in datasets]
     high = max(len(frame) for frame in frames)
     size = (2.2 + 4.0 * len(datasets), 1.1 + 0.38 * high)
@@ -177,7 +177,8 @@ def ablation(name: str, runs: pd.DataFrame) -> Figure:
             if row.values:
                 axis.barh(y, np.mean(row.values), color="0.87", height=0.7)
             else:
-                axis.text(0.01, y, "not run", va="center", color="0.45", fontsize=9)
+                x, side = (0.99, "right") if row.reported < 0.3 else (0.01, "left")  # clear of the diamond
+                axis.text(x, y, "not run", ha=side, va="center", color="0.45", fontsize=9)
             axis.plot(row.values, [y] * len(row.values), "o", color=COLORS[0], ms=5, label="ours, a dot per seed")
             axis.plot(row.reported, y, "D", color=COLORS[1], ms=6, mfc="none", mew=1.5, label="reported by the paper")
         axis.set(yticks=range(len(frame)), yticklabels=frame.method, ylim=(len(frame) - 0.5, -0.5), xlim=(0, 1))
@@ -189,13 +190,11 @@ def ablation(name: str, runs: pd.DataFrame) -> Figure:
 
 def _legend_once(axis: plt.Axes) -> None:
     """A legend with each label once, and none of what is not there."""
-    drawn = {
-        line.get_label(): line
-        for line in axis.lines
-        if line.get_label()[0] != "_" and np.isfinite(line.get_xdata()).any()
-    }
+    drawn = {line.get_label(): line for line in axis.lines if np.isfinite(line.get_xdata()).any()}
     if drawn:
-        axis.legend(drawn.values(), drawn.keys(), fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.28), ncols=2)
+        labels = sorted(drawn)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.28), "ncols": 2, "fontsize": 8}
+        axis.legend([drawn[label] for label in labels], labels, **place)
 
 
 PAIRS = {"positive": "positive pairs", "negative": "negative pairs"}

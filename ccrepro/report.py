@@ -191,11 +191,19 @@ def _readme_results(profiles: list[str], results_dir: str | Path) -> str:
         figure = f"results/figures/{profile}/main_results.png"
         parts.append(f"### Profile `{profile}`\n\n{provenance(profile, results_dir)}\n")
         parts.append(f"![ACC of each method by data set]({figure})\n")
-        parts += [tables.markdown(name, runs, only_run=True) for name in TABLES if _any_run(name, runs)]
+        parts += [_brief(name, runs) for name in TABLES if _any_run(name, runs)]
+        compared = tables.heads_against_kmeans(load_records(profile, results_dir))
+        parts.append(f"**k-means on the features in place of the cluster head**\n\n{as_markdown(compared)}\n")
         parts.append(
             f"NMI, ARI and the rows that were not run: [`results/tables/{profile}`](results/tables/{profile}).\n"
         )
     return "\n".join([*parts, tables.RULE + "\n"])
+
+
+def _brief(name: str, runs: pd.DataFrame) -> str:
+    """The rows of a table that were run, in ACC, without columns that say nothing."""
+    frame = tables.table(name, runs, only_run=True)
+    return f"**{TABLES[name].caption}: ACC**\n\n{as_markdown(frame.loc[:, (frame != '–').any()])}\n"
 
 
 def _any_run(name: str, runs: pd.DataFrame) -> bool:

@@ -96,7 +96,7 @@ def provenance(profile: str, results_dir: str | Path = "results") -> str:
     records = load_records(profile, results_dir)
     trained = [r for r in records if r["epochs"]]
     parts = [
-        f"{len(kind)} {name}, {min(seconds):.0f} to {max(seconds):.0f} s each"
+        f"{len(kind)} {name}, {min(seconds):,.0f} to {max(seconds):,.0f} s each"
         for name, kind in (
             ("training runs", trained),
             ("runs without training", [r for r in records if not r["epochs"]]),

@@ -91,16 +91,22 @@ def table(name: str, runs: pd.DataFrame, metric: str = "acc", only_run: bool = F
     """A table of the paper in one metric, for its data sets and those we ran: data set, method, reported, ours as
     mean ± sd (n) or *not run*, difference, verdict. ``only_run`` leaves out the rows that nobody ran."""
     spec = TABLES[name]
-    own = [d for d in DATASETS if d in set(runs.dataset) and d not in spec.datasets]
     lines = []
-    for dataset in (*own, *spec.datasets):
+    for dataset in datasets_of(name, runs):
         for row in spec.rows:
             printed, part = _printed(row, dataset, metric), _select(runs, dataset, row)
-            expected = not only_run and (printed or (dataset in own and not row.backbone))
+            expected = not only_run and (printed or (dataset not in spec.datasets and not row.backbone))
             if len(part) or expected:
                 line = {"data set": DATASETS[dataset].title, "method": row.label, "reported": printed or "–"}
                 lines.append(line | _ours(printed, part, dataset, metric))
     return pd.DataFrame(lines, columns=["data set", "method", "reported", "ours", "difference", "verdict"])
+
+
+def datasets_of(name: str, runs: pd.DataFrame) -> list[str]:
+    """The data sets of a table: others that one of its rows was run on, then the paper's."""
+    spec = TABLES[name]
+    run_on = {dataset for row in spec.rows for dataset in _of_row(runs, row).dataset}
+    return [*(d for d in DATASETS if d in run_on and d not in spec.datasets), *spec.datasets]
 
 
 def table_rows(name: str, runs: pd.DataFrame, dataset: str, metric: str = "acc") -> pd.DataFrame:
@@ -127,7 +133,11 @@ def _numbers() -> dict[tuple[str, ...], str]:
 
 
 def _select(runs: pd.DataFrame, dataset: str, row: Row) -> pd.DataFrame:
-    part = runs[(runs.dataset == dataset) & (runs.variant == row.variant)]
+    return _of_row(runs[runs.dataset == dataset], row)
+
+
+def _of_row(runs: pd.DataFrame, row: Row) -> pd.DataFrame:
+    part = runs[runs.variant == row.variant]
     return part[part.backbone == row.backbone] if row.backbone else part
 
 
