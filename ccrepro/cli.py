@@ -75,9 +75,12 @@ def _parser() -> Parser:
     for command in (train, data):
         command.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
     check = add("check", _check, "check the names of a reproduction before it starts")
-    check.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
-    for name in ("datasets", "variants", "seeds"):
-        check.add_argument(f"--{name}", nargs="+", required=True, help=f"the {name} to be run")
+    plan = add("plan", _plan, "list the cells of a reproduction: done or to run, and the hours that this may take")
+    for command in (check, plan):
+        command.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+        for name in ("datasets", "variants", "seeds"):
+            command.add_argument(f"--{name}", nargs="+", required=True, help=f"the {name} to be run")
+    plan.add_argument("--cells", action="store_true", help="print the cells that are to run, cheap ones first")
     notebook = add("notebook", _notebook, "run a notebook with papermill, refusing unknown parameters")
     notebook.add_argument("path", help="the notebook")
     notebook.add_argument("output", help="where the executed copy goes")
@@ -91,7 +94,12 @@ def _parser() -> Parser:
     )
     bench.add_argument("--device", default="auto", help="auto, cpu or cuda")
     bench.add_argument("--results-dir", default="results", help="folder of results, from the clone's on")
-    add("readme", _readme, "put the tables of the published runs into README.md")
+    add("readme", _readme, "put claims and tables of the published runs into README.md")
+    report = add("report", _report, "make one page of a profile: claims, tables, figures, where numbers come from")
+    report.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+    stream = add("online", _online, "measure a finished run of the full method on a stream of its images")
+    _add_settings(stream)
+    stream.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
     return parser
 
 
@@ -114,7 +122,7 @@ def _train(options: argparse.Namespace) -> None:
     config = _config(options)
     from ccrepro import datasets, run, train  # torch takes seconds to import; mistakes are told at once
 
-    data = datasets.load(config.dataset, options.data_dir)
+    data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
     this = run.Run(config, data, options.runs_dir, options.results_dir)
     record = this.finish(*train.train(config, data, this.report, this.checkpoints))
     print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {this.folder}/run.json")
@@ -176,7 +184,30 @@ def _bench(options: argparse.Namespace) -> None:
 
 
 def _readme(options: argparse.Namespace) -> None:
-    from ccrepro import files, results
+    from ccrepro import files, report
 
     path = files.ROOT / "README.md"
-    files.atomic_write(path, results.readme_with_results(path.read_text()))
+    files.atomic_write(path, report.readme_with_results(path.read_text()))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ccrepro import report
+
+    print(*report.save_report(options.profile), sep="\n")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from ccrepro import plan
+
+    planned = plan.plan(options.profile, options.datasets, options.variants, options.seeds)
+    print(plan.missing(planned) if options.cells else plan.as_text(planned))
+
+
+def _online(options: argparse.Namespace) -> None:
+    config = _config(options)
+    from ccrepro import datasets, online
+
+    data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
+    result = online.measure(config, data)["assign"]
+    for size, same, rate in zip(result["batch_size"], result["same"], result["images_per_second"], strict=True):
+        print(f"{config.cell}  {size} at once: {rate:,.0f} images/s, {same:.2%} assigned as offline")

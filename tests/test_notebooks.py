@@ -8,12 +8,20 @@ import nbformat
 import papermill
 import pytest
 
-from ccrepro import notebook
+from ccrepro import notebook, report
 from ccrepro.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-REPORTS = {"03_main_results": "main_results", "04_augmentation": "augmentation", "05_heads": "heads"}
+REPORTS = {
+    "03_main_results": ("main_results", "losses", "confusion", "tsne", "tsne_pixels"),
+    "04_augmentation": ("augmentation", "tsne_views_none"),
+    "05_heads": ("heads", "losses_cluster_only", "losses_no_entropy"),
+    "06_backbones": ("backbones", "backbones_by_epoch"),
+    "07_evolution": ("cosines", "evolution", "scores_by_epoch"),
+    "08_cases": ("cases_right", "cases_wrong", "cases_between", "cases_confusion"),
+    "09_online": ("online",),
+}
 
 
 def code_cells(path):
@@ -64,17 +72,39 @@ def test_training_notebook_writes_a_run_record(tmp_path):
     assert len(pictures) == 4
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A copy of the published records, and what was measured of streams."""
+    results = tmp_path_factory.mktemp("published") / "results"
+    for name in ("runs", "online"):
+        if (ROOT / "results" / name).exists():
+            shutil.copytree(ROOT / "results" / name, results / name)
+    return results
+
+
 @pytest.mark.parametrize("name", REPORTS)
-def test_report_notebook_makes_its_table_and_figures(name, tmp_path):
-    shutil.copytree(ROOT / "results/runs", tmp_path / "results/runs")
+def test_report_notebook_makes_its_table_and_figures(name, published, tmp_path):
+    shutil.copytree(published, tmp_path / "results")
     results = tmp_path / "results"
     output = notebook.run(ROOT / f"notebooks/{name}.ipynb", tmp_path / "out.ipynb", {"results_dir": str(results)})
-    table = f"tables/demo/{REPORTS[name]}.md"
-    assert (results / table).read_text() == (ROOT / "results" / table).read_text()
     saved = {p.name for p in (results / "figures/demo").iterdir()}
-    assert f"{REPORTS[name]}.png" in saved
+    for path in (results / "tables/demo").glob("*.md"):
+        assert path.read_text() == (ROOT / "results/tables/demo" / path.name).read_text()
+    assert saved == {f"{figure}.{kind}" for figure in REPORTS[name] for kind in ("png", "svg")}
     pictures = [o for c in code_cells(output) for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == sum(name.endswith(".png") for name in saved)
+    assert len(pictures) == len(REPORTS[name])
+
+
+def test_every_figure_of_the_report_is_made_by_a_notebook():
+    made = {figure for figures in REPORTS.values() for figure in figures}
+    assert {figure for figures in report.FIGURES.values() for figure in figures} <= made
+
+
+@pytest.mark.parametrize("name", ["07_evolution", "09_online"])
+def test_report_notebook_of_a_profile_without_runs_says_so(name, tmp_path):
+    output = notebook.run(ROOT / f"notebooks/{name}.ipynb", tmp_path / "o.ipynb", {"results_dir": str(tmp_path)})
+    shown = [str(o) for c in code_cells(output) for o in c.outputs]
+    assert any("not run" in text or "No run yet" in text or "image/png" in text for text in shown)
 
 
 def test_data_set_notebook_shows_pictures(tmp_path):
