@@ -18,6 +18,8 @@ from ccrepro.errors import CcreproError, ConfigError
 from ccrepro.files import ROOT, atomic_write
 from ccrepro.parameters import check_names
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
+
 
 class NotebookError(CcreproError):
     """A notebook that did not run to its end."""
@@ -84,9 +86,11 @@ def _translated(error: PapermillExecutionError, path: Path) -> CcreproError:
 
 
 def _reproducible(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without times, machine and random ids: two equal runs give equal files."""
+    """Without times, machine, random ids and dead widgets: two equal runs give equal files."""
     notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {}), "language_info": {"name": "python"}}
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = {"tags": cell.metadata.get("tags", [])}
+        for output in cell.get("outputs", ()):
+            output.get("data", {}).pop(WIDGET, None)  # a view of what died with the kernel; its picture stays
     return notebook

@@ -160,7 +160,6 @@ def ten_times(tau: float) -> str:
     ratio = math.exp(min(0.5 / float(tau), 700.0))
     mistakes = {
         0.5 * math.log(10): "0.5 is multiplied by ln 10; solve exp(0.5/τ) = 10 for τ.",
-        0.5 / math.log10(10): "the logarithm is to base 10; exp belongs to the natural one.",
         0.8 / 0.3 / 10: "the cosines are divided by each other; their difference counts.",
     }
     return _near(tau, 0.5 / math.log(10), mistakes, f"At this temperature the ratio is {ratio:.3g}.")

@@ -51,7 +51,7 @@ def augmentation(title: str, image: Tensor, config: Config, n: int = 4) -> Figur
     for row in range(n):
         _picture(axes[row, 0], plain) if row == 0 else axes[row, 0].set_axis_off()
     for column, (name, changed) in zip(axes.T[1:], {**kinds, "all together": config}.items(), strict=True):
-        for axis, picture in zip(column, _views(image, changed, n, seed=3), strict=True):
+        for axis, picture in zip(column, _views(image, changed, n, seed=19), strict=True):
             _picture(axis, picture)
         probability = getattr(config, ALONE[name][0]) if name in ALONE else None
         chance = "" if probability is None else f"\np = {probability:g}" if np.isscalar(probability) else "\nalways"
@@ -169,10 +169,10 @@ def share(title: str, cosines: Tensor, i: int, temperatures: Sequence[float]) ->
         1, len(temperatures), figsize=(1.5 + 3.2 * len(temperatures), 3.1), sharey=True, squeeze=False
     )
     for axis, temperature in zip(axes[0], temperatures, strict=True):
-        weight = F.softmax(cosines[i, others] / temperature, dim=0)
+        weight = F.softmax(cosines[i, others] / temperature, dim=0).tolist()
         colors = [POSITIVE if j == (i + m) % (2 * m) else NEGATIVE for j in others]
         axis.bar([f"{j % m}{'ab'[j // m]}" for j in others], weight, color=colors)
-        loss = -weight[others.index((i + m) % (2 * m))].log().item()
+        loss = -np.log(weight[others.index((i + m) % (2 * m))])
         axis.set(xlabel="the other vector", ylim=(0, 1), title=f"τ = {temperature:g}: ℓ = {loss:.3f}")
         axis.grid(False, axis="x")
     axes[0, 0].set_ylabel("share of exp(s/τ)\norange: positive, blue: negatives")
@@ -193,7 +193,7 @@ def temperature(title: str, cosines: Tensor, i: int, temperature: float) -> Figu
     }
     result, axes = plt.subplots(1, 2, figsize=(8.6, 3.2))
     for axis, (name, (values, limits)) in zip(axes, panels.items(), strict=True):
-        axis.bar(names, values, color=[POSITIVE if p else NEGATIVE for p in is_positive])
+        axis.bar(names, values.tolist(), color=[POSITIVE if p else NEGATIVE for p in is_positive])
         axis.set(ylabel=name, xlabel="the other vector and its cosine", ylim=limits)
         axis.grid(False, axis="x")
     result.suptitle(f"{title}, τ = {temperature:.2f}: ℓ = {-weight[is_positive].log().item():.3f}")
@@ -227,7 +227,7 @@ def shares(title: str, cases: dict[str, Tensor]) -> Figure:
     result, axes = plt.subplots(1, len(cases), figsize=(3.1 * len(cases), 2.9), sharey=True)
     for axis, (name, p) in zip(axes, cases.items(), strict=True):
         entropy = torch.special.entr(p).sum().item()
-        axis.bar(range(len(p)), p, color=COLORS[2])
+        axis.bar(range(len(p)), p.tolist(), color=COLORS[2])
         axis.set(xlabel="cluster", title=f"{name}\nH = {entropy:.2f}, log M − H = {np.log(len(p)) - entropy:.2f}")
         axis.set_xticks(range(len(p)))
         axis.grid(False, axis="x")

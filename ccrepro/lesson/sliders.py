@@ -1,6 +1,7 @@
 """A figure with sliders in a live notebook, and the same figure as a picture wherever nobody can move them."""
 
 import io
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +39,7 @@ class Sliders:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         live = self.box._repr_mimebundle_(**kwargs)
-        return {**live, "image/png": self.picture.value, "text/plain": "figure with sliders"}
+        return {**live, "image/png": b64encode(self.picture.value).decode(), "text/plain": "figure with sliders"}
 
 
 def _slider(name: str, low: float, high: float, step: float, start: float) -> widgets.FloatSlider:
