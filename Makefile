@@ -11,6 +11,7 @@ JOBS ?= $(if $(filter demo,$(PROFILE)),$(shell nproc 2>/dev/null || echo 2),1)
 VENV := .venv/bin
 CCREPRO := $(VENV)/python -m ccrepro
 CELLS = $(foreach d,$(DATASETS),$(foreach v,$(VARIANTS),$(foreach s,$(SEEDS),runs/$(PROFILE)/$d/$v-seed$s/run.json)))
+LESSONS := 01_method 01_method.ko
 REPORTS := 00_datasets 03_main_results 04_augmentation 05_heads
 EXECUTED = $(REPORTS:%=results/notebooks/$(PROFILE)/%.ipynb)
 
@@ -19,7 +20,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce cells check tables test lab lint format environment clean FORCE
+.PHONY: help reproduce cells check tables lesson test lab lint format environment clean FORCE
 .PRECIOUS: runs/%/run.json
 
 help: ## list the targets
@@ -47,6 +48,8 @@ check: environment
 
 tables: $(EXECUTED) ## rebuild tables, figures and the README's results from the run records alone
 	@$(CCREPRO) readme
+
+lesson: $(LESSONS:%=results/notebooks/$(PROFILE)/%.ipynb) ## run the lesson top to bottom, in both languages
 
 results/notebooks/$(PROFILE)/%.ipynb: FORCE | environment
 	@$(CCREPRO) notebook notebooks/$*.ipynb $@ profile=$(PROFILE)

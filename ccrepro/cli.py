@@ -82,7 +82,7 @@ def _parser() -> Parser:
     notebook.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="parameters, values in YAML")
     compare = add("compare", _compare, "print fresh results beside the committed ones")
     compare.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
-    add("readme", _readme, "put the tables of the published runs into README.md")
+    add("readme", _readme, "put the tables of the published runs into README.md and README.ko.md")
     return parser
 
 
@@ -159,5 +159,5 @@ def _compare(options: argparse.Namespace) -> None:
 def _readme(options: argparse.Namespace) -> None:
     from ccrepro import files, results
 
-    path = files.ROOT / "README.md"
-    files.atomic_write(path, results.readme_with_results(path.read_text()))
+    for path in (files.ROOT / name for name in results.READMES):
+        files.atomic_write(path, results.readme_with_results(path.read_text()))

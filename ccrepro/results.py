@@ -212,6 +212,7 @@ def markdown(name: str, runs: pd.DataFrame) -> str:
     return f"**{TABLES[name].caption}**\n\n{cells}\n\n{notes}\n"
 
 
+READMES = ("README.md", "README.ko.md")  # both hold the same generated results
 BEGIN, END = "<!-- results: made by `make tables`, do not edit -->", "<!-- end of results -->"
 
 

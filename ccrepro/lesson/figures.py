@@ -43,15 +43,15 @@ def _views(images: Tensor, config: Config, n: int, seed: int = 0) -> np.ndarray:
 
 
 @figure
-def augmentation(title: str, image: Tensor, config: Config, n: int = 4) -> Figure:
+def augmentation(title: str, image: Tensor, config: Config, n: int = 3) -> Figure:
     """One image uint8 (1, C, H, W) and n draws of each augmentation alone, then of all together."""
     kinds = {name: dataclasses.replace(config, **_alone(config, names)) for name, names in ALONE.items()}
     plain = augmentations.plain(image, config.image_size).numpy()[0]
-    result, axes = plt.subplots(n, len(ALONE) + 2, figsize=(9.6, 1.35 * n + 0.6))
+    result, axes = plt.subplots(n, len(ALONE) + 2, figsize=(8.6, 1.2 * n + 0.7))
     for row in range(n):
         _picture(axes[row, 0], plain) if row == 0 else axes[row, 0].set_axis_off()
     for column, (name, changed) in zip(axes.T[1:], {**kinds, "all together": config}.items(), strict=True):
-        for axis, picture in zip(column, _views(image, changed, n, seed=19), strict=True):
+        for axis, picture in zip(column, _views(image, changed, n, seed=176), strict=True):
             _picture(axis, picture)
         probability = getattr(config, ALONE[name][0]) if name in ALONE else None
         chance = "" if probability is None else f"\np = {probability:g}" if np.isscalar(probability) else "\nalways"
@@ -67,10 +67,10 @@ def _alone(config: Config, names: Sequence[str]) -> dict[str, Any]:
 
 
 @figure
-def strength(title: str, image: Tensor, strength: float, smallest_crop: float, n: int = 6) -> Figure:
+def strength(title: str, image: Tensor, strength: float, smallest_crop: float, n: int = 5) -> Figure:
     """n pairs of views of one image uint8 (1, 3, H, W); the random numbers are the same for every strength."""
     pictures = _views(image, color_config(strength, smallest_crop), 2 * n)
-    result, axes = plt.subplots(2, n, figsize=(1.35 * n, 3.2))
+    result, axes = plt.subplots(2, n, figsize=(1.35 * n + 0.3, 3.2))
     for axis, picture in zip(axes.T.flat, pictures, strict=True):
         _picture(axis, picture)
     for row, name in zip(axes, ("view a", "view b"), strict=True):
@@ -101,19 +101,21 @@ def _strip(pictures: Tensor) -> np.ndarray:
 
 
 @figure
-def similarity(title: str, cosines: Tensor, pictures: Tensor | None = None, names: Sequence[str] = ()) -> Figure:
+def similarity(title: str, cosines: Tensor, pictures: Tensor | None = None, what: str = "picture") -> Figure:
     """Cosines of 2M vectors (2M, 2M), views a before views b: positives outlined, the diagonal left out.
 
-    pictures: (2M, C, S, S) drawn at the rows; otherwise the rows have names.
+    pictures: (2M, C, S, S), to be drawn at the rows. what: the vectors are of.
     """
     m = len(cosines) // 2
     result, axis = plt.subplots(figsize=(6.8, 5.8))
     _cosines(axis, cosines)
-    labels = names or [f"{i}{view}" for view in "ab" for i in range(m)]
-    axis.set_xticks(range(2 * m), labels, fontsize=8, rotation=0 if m < 12 else 90)
-    axis.set_yticks(range(2 * m), labels, fontsize=8)
+    labels = [f"{i}{view}" for view in "ab" for i in range(m)]
+    axis.set_xticks(range(2 * m), labels)
+    axis.set_yticks(range(2 * m), labels)
+    axis.set_xlabel(f"number of the {what}, and view")
+    axis.set_ylabel(f"number of the {what}, and view", labelpad=0 if pictures is None else 42)
     for i, picture in enumerate(() if pictures is None else pictures.numpy()):
-        inset = axis.inset_axes([-0.16, 1 - (i + 0.95) / (2 * m), 0.9 / (2 * m), 0.9 / (2 * m)])
+        inset = axis.inset_axes([-0.185, 1 - (i + 0.95) / (2 * m), 0.9 / (2 * m), 0.9 / (2 * m)])
         _picture(inset, picture)
     axis.set_title(title)
     return result

@@ -132,7 +132,7 @@ def _trial(config: Config, data: ImageSet) -> dict[str, Any]:
 
 
 def entropy_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Mean ± sd over seeds of what the entropy term changes, one line per setting."""
+    """What the entropy term changes: mean ± sd over seeds, and the empty clusters of each; one line per setting."""
     lines = [
         {
             "trained": t["heads"],
@@ -145,6 +145,6 @@ def entropy_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
         }
         for t in trials
     ]
-    by = ["trained", "entropy term"]
-    table = pd.DataFrame(lines).groupby(by, sort=False).agg(mean_sd)
-    return table.assign(seeds=len({t["seed"] for t in trials})).reset_index()
+    grouped = pd.DataFrame(lines).groupby(["trained", "entropy term"], sort=False)
+    each = grouped["empty clusters"].agg(lambda counts: ", ".join(map(str, counts)))  # too few to be averaged
+    return grouped.agg(mean_sd).assign(**{"empty clusters": each, "seeds": grouped.size()}).reset_index()
