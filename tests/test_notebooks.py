@@ -167,4 +167,4 @@ def test_executed_copies_are_small_enough_for_github_and_hold_no_widget():
 def test_executed_lesson_is_of_todays_notebook(path):
     book, executed = (nbformat.read(p, as_version=4) for p in (ROOT / "notebooks" / path.name, path))
     injected = [c.source for c in executed.cells if not c.source.startswith("# Parameters\n")]
-    assert injected == [c.source for c in book.cells]
+    assert injected == [c.source for c in book.cells], "run `make lesson`"
