@@ -15,6 +15,7 @@ CCREPRO := $(VENV)/python -m ccrepro
 CELLS = $(foreach d,$(DATASETS),$(foreach v,$(VARIANTS),$(foreach s,$(SEEDS),runs/$(PROFILE)/$d/$v-seed$s/run.json)))
 STREAMS = $(if $(filter cc,$(VARIANTS)),$(foreach d,$(DATASETS),$(SEEDS:%=runs/$(PROFILE)/$d/cc-seed%/online.json)))
 PLAN = --profile $(PROFILE) --datasets $(DATASETS) --variants $(VARIANTS) --seeds $(SEEDS)
+LESSONS := 01_method 01_method.ko
 REPORTS := 00_datasets 03_main_results 04_augmentation 05_heads 06_backbones 07_evolution 08_cases 09_online
 EXECUTED = $(REPORTS:%=results/notebooks/$(PROFILE)/%.ipynb)
 
@@ -23,7 +24,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan cells streams check tables report test bench lab lint format environment clean FORCE
+.PHONY: help reproduce plan cells streams check tables report lesson test bench lab lint format environment clean FORCE
 .PRECIOUS: runs/%/run.json runs/%/online.json
 
 help: ## list the targets
@@ -67,6 +68,8 @@ tables: $(EXECUTED) ## rebuild tables, figures and the README's results from the
 
 report: environment ## make one page of a profile: claims, tables, figures, where every number comes from
 	@$(CCREPRO) report --profile $(PROFILE)
+
+lesson: $(LESSONS:%=results/notebooks/$(PROFILE)/%.ipynb) ## run the lesson top to bottom, in both languages
 
 results/notebooks/$(PROFILE)/%.ipynb: FORCE | environment
 	@$(CCREPRO) notebook notebooks/$*.ipynb $@ profile=$(PROFILE)

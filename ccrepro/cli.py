@@ -94,7 +94,7 @@ def _parser() -> Parser:
     )
     bench.add_argument("--device", default="auto", help="auto, cpu or cuda")
     bench.add_argument("--results-dir", default="results", help="folder of results, from the clone's on")
-    add("readme", _readme, "put claims and tables of the published runs into README.md")
+    add("readme", _readme, "put claims and tables of the published runs into README.md and README.ko.md")
     report = add("report", _report, "make one page of a profile: claims, tables, figures, where numbers come from")
     report.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
     stream = add("online", _online, "measure a finished run of the full method on a stream of its images")
@@ -186,8 +186,8 @@ def _bench(options: argparse.Namespace) -> None:
 def _readme(options: argparse.Namespace) -> None:
     from ccrepro import files, report
 
-    path = files.ROOT / "README.md"
-    files.atomic_write(path, report.readme_with_results(path.read_text()))
+    for path in (files.ROOT / name for name in report.READMES):
+        files.atomic_write(path, report.readme_with_results(path.read_text()))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -4,6 +4,8 @@ papermill alone accepts unknown parameters, writes its output in place and calls
 ``sys.exit(0)`` a success; here each of these is an error.
 """
 
+import base64
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -12,11 +14,14 @@ from typing import Any
 import nbformat
 import papermill
 from papermill.exceptions import PapermillExecutionError
+from PIL import Image
 
 from ccrepro import errors
 from ccrepro.errors import CcreproError, ConfigError
 from ccrepro.files import ROOT, atomic_write
 from ccrepro.parameters import check_names
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 class NotebookError(CcreproError):
@@ -84,9 +89,20 @@ def _translated(error: PapermillExecutionError, path: Path) -> CcreproError:
 
 
 def _reproducible(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without times, machine and random ids: two equal runs give equal files."""
+    """Without times, machine, random ids and dead widgets, figures small: two equal runs give equal files."""
     notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {}), "language_info": {"name": "python"}}
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = {"tags": cell.metadata.get("tags", [])}
+        for data in (output.get("data", {}) for output in cell.get("outputs", ())):
+            data.pop(WIDGET, None)  # a view of what died with the kernel; its picture stays
+            if "image/png" in data:
+                data["image/png"] = _small(data["image/png"])
     return notebook
+
+
+def _small(png: str) -> str:
+    """A base64 PNG in 256 colours, a third of the size: GitHub shows no notebooks of many megabytes."""
+    picture, buffer = Image.open(io.BytesIO(base64.b64decode(png))), io.BytesIO()
+    picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()

@@ -171,6 +171,7 @@ def _section_markdown(part: Section, folder: Path) -> str:
     return "\n\n".join([f"## {part.title}", *part.texts, *frames, *figures])
 
 
+READMES = ("README.md", "README.ko.md")  # both hold the same generated results
 BEGIN, END = "<!-- results: made by `make tables`, do not edit -->", "<!-- end of results -->"
 
 

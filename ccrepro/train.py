@@ -72,8 +72,8 @@ def train(
     first step, has nothing but its number. A baseline has nothing to train: (None, []).
 
     Raises `NumericalError` in the step where a number is not finite (on a GPU: where the next look at them finds it),
-    `CheckpointError` for checkpoints that do not fit, and, where there are checkpoints, `Stopped` after SIGTERM or Ctrl-C,
-    once the step under way is saved.
+    `CheckpointError` for checkpoints that do not fit, and, where there are checkpoints, `Stopped` after SIGTERM or
+    Ctrl-C, once the step under way is saved.
     """
     if config.baseline:
         return None, []
