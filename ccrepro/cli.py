@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ccrepro.config import RECIPES, Config, recipe
+from ccrepro.config import RECIPES, Config, read_settings, recipe
 from ccrepro.errors import CcreproError, ConfigError, unknown
 
 
@@ -36,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"ccrepro: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "ccrepro: error: stopped by Ctrl-C (outside training). Nothing was half-written. Run it again.",
+            file=sys.stderr,
+        )
+        return 130
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -65,6 +71,7 @@ def _parser() -> Parser:
     settings = add("recipe", _recipe, "print the settings of a data set, variant and seed as YAML")
     for command in (train, settings):
         _add_settings(command)
+    train.add_argument("--resume", action="store_true", help="insist on a checkpoint; one that is there is used anyway")
     for name in ("runs", "results"):
         train.add_argument(f"--{name}-dir", default=name, help=f"folder of {name}, from the clone's on")
     data = add("datasets", _datasets, "list the data sets, or get one: fetch, verify and pack it for all runs")
@@ -110,12 +117,17 @@ def _add_settings(command: Parser) -> None:
         if f.name != "dataset":
             text = f"{f.metadata['doc']} ({f.metadata['rule'].allowed})".replace("%", "%%")
             command.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="X", help=text)
-    command.set_defaults(profile="demo", variant="cc", seed=0)
+    command.add_argument("--settings", metavar="FILE", help="YAML file of settings; options on the command line win")
 
 
 def _config(options: argparse.Namespace) -> Config:
     names = {f.name for f in dataclasses.fields(Config)}
-    return recipe(**{name: value for name, value in vars(options).items() if name in names})
+    given = {name: value for name, value in vars(options).items() if name in names}
+    return recipe(**{"profile": "demo", "variant": "cc", "seed": 0, **_from_file(options), **given})
+
+
+def _from_file(options: argparse.Namespace) -> dict[str, Any]:
+    return read_settings(options.settings) if options.settings else {}
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -124,6 +136,8 @@ def _train(options: argparse.Namespace) -> None:
 
     data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
     this = run.Run(config, data, options.runs_dir, options.results_dir)
+    if options.resume:
+        this.checkpoints.require()
     record = this.finish(*train.train(config, data, this.report, this.checkpoints))
     print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {this.folder}/run.json")
 
@@ -151,6 +165,9 @@ def _recipe(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from ccrepro import files
+
+    files.sweep(files.ROOT / "results")  # what a reproduction left that was killed while it wrote
     for dataset, variant, seed in itertools.product(options.datasets, options.variants, options.seeds):
         recipe(dataset, options.profile, variant, seed)
 

@@ -9,7 +9,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from ccrepro.errors import ConfigError, unknown
 
@@ -290,6 +293,26 @@ def _no_recipe(dataset: str, profile: str) -> ConfigError:
     what = f"no recipe for {dataset} in profile {profile}"
     known = f"Known there: {', '.join(map(repr, RECIPES[profile]))}"
     return ConfigError(what, "setting profile", known, f"Use profile={others[0]}")
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Settings from a YAML file of ``name: value`` lines. Raises `ConfigError`, with file, line and column."""
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}", "--settings", "A text file of settings", "Correct the path") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "start_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        line = Path(path).read_text().splitlines()[mark.line].strip() if mark else ""
+        what = f"no plain YAML: {getattr(error, 'problem', None) or error}: {line!r}"
+        raise ConfigError(what, where, "Lines of name: value, without tags", "Correct that line") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no settings", str(path), "Lines of name: value", "See ccrepro recipe digits")
+    for name in found:
+        if name not in (names := [f.name for f in dataclasses.fields(Config)]):
+            raise unknown("setting", name, str(path), names)
+    return found
 
 
 def check_name(name: str) -> None:
