@@ -241,6 +241,9 @@ class Config:
             object.__setattr__(self, f.name, _valid(f, getattr(self, f.name)))
         facts = DATASETS[self.dataset]
         check_fits(self, facts.images, facts.title)
+        if not self.epochs and self.variant != "untrained":
+            fix = "Write epochs=1, or variant=untrained"
+            raise ConfigError("epochs is 0", "setting epochs", "It must be at least 1", fix)
         if self.unlabeled and not facts.unlabeled:
             allowed = "Only " + ", ".join(n for n, f in DATASETS.items() if f.unlabeled) + " has some"
             raise ConfigError(f"{facts.title} has no unlabeled images", "setting unlabeled", allowed, "Leave it out")
