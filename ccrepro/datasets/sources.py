@@ -130,9 +130,9 @@ def _torchvision(kind: str, root: Path, **split: object) -> Any:
         return made(root, download=False, **split)
     except RuntimeError as error:
         place = root / made.base_folder
-        what, place = f"{kind} is incomplete or damaged: {_differing(made, place)}", str(place)
+        what = f"{kind} is incomplete or damaged: {_differing(made, place)}"
         fix = f"Remove {made.base_folder}, and it is fetched again"
-        raise DataError(what, place, "Every file must have its official MD5", fix) from error
+        raise DataError(what, str(place), "Every file must have its official MD5", fix) from error
 
 
 def _differing(kind: Any, folder: Path) -> str:
