@@ -3,7 +3,9 @@
 PYTHON ?= python3
 PROFILE ?= demo
 DATASETS ?= $(if $(filter demo,$(PROFILE)),digits,cifar10 cifar100 stl10 imagenet10 imagenet-dogs tiny-imagenet)
-VARIANTS ?= kmeans-pixels cc instance-only cluster-only views-one views-none
+# Tables 2 to 4; Table 5 only where the pictures are large enough for its networks.
+VARIANTS ?= kmeans-pixels nmf-pixels spectral-pixels agglomerative-pixels untrained cc instance-only cluster-only \
+  shared-head no-entropy views-one views-none $(if $(filter demo,$(PROFILE)),,resnet18 resnet50)
 SEEDS ?= 0 1 2
 # Runs at once: one per core for the demo, one by one where a run wants the whole machine.
 JOBS ?= $(if $(filter demo,$(PROFILE)),$(shell nproc 2>/dev/null || echo 2),1)
@@ -11,7 +13,10 @@ JOBS ?= $(if $(filter demo,$(PROFILE)),$(shell nproc 2>/dev/null || echo 2),1)
 VENV := .venv/bin
 CCREPRO := $(VENV)/python -m ccrepro
 CELLS = $(foreach d,$(DATASETS),$(foreach v,$(VARIANTS),$(foreach s,$(SEEDS),runs/$(PROFILE)/$d/$v-seed$s/run.json)))
-REPORTS := 00_datasets 03_main_results 04_augmentation 05_heads
+STREAMS = $(if $(filter cc,$(VARIANTS)),$(foreach d,$(DATASETS),$(SEEDS:%=runs/$(PROFILE)/$d/cc-seed%/online.json)))
+PLAN = --profile $(PROFILE) --datasets $(DATASETS) --variants $(VARIANTS) --seeds $(SEEDS)
+LESSONS := 01_method 01_method.ko
+REPORTS := 00_datasets 03_main_results 04_augmentation 05_heads 06_backbones 07_evolution 08_cases 09_online
 EXECUTED = $(REPORTS:%=results/notebooks/$(PROFILE)/%.ipynb)
 
 # One thread per process: two are slower, and with one the numbers repeat bit for bit.
@@ -19,8 +24,8 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce cells check tables test lab lint format environment clean FORCE
-.PRECIOUS: runs/%/run.json
+.PHONY: help reproduce plan cells streams check tables report lesson test bench lab lint format environment clean FORCE
+.PRECIOUS: runs/%/run.json runs/%/online.json
 
 help: ## list the targets
 	@echo "Contrastive Clustering, reproduced. Targets:"
@@ -28,12 +33,25 @@ help: ## list the targets
 	@echo "Variables: PROFILE=$(PROFILE) DATASETS=\"$(DATASETS)\" SEEDS=\"$(SEEDS)\" JOBS=$(JOBS)"
 	@echo "           VARIANTS=\"$(VARIANTS)\""
 
-reproduce: check ## run what is missing, then tables and figures; by default all of the demo on digits
-	@$(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS)) cells
+reproduce: check plan ## run what is missing, then tables, figures and report; by default all of the demo on digits
+	@$(MAKE) --no-print-directory $(if $(findstring jobserver,$(MAKEFLAGS)),,-j$(JOBS)) cells \
+	  CELLS="$$($(CCREPRO) plan $(PLAN) --cells)"
+	@$(MAKE) --no-print-directory -j1 streams
 	@$(MAKE) --no-print-directory tables
+	@$(MAKE) --no-print-directory report
 	@$(CCREPRO) compare --profile $(PROFILE)
 
+plan: environment ## list what is done, what is to run, and how long it may take
+	@$(CCREPRO) plan $(PLAN)
+
 cells: $(CELLS)
+
+# Times are measured here: one after another, on a machine that does nothing else.
+streams: $(STREAMS)
+
+runs/%/online.json: runs/%/run.json
+	@$(CCREPRO) online $(word 2,$(subst /, ,$*)) --profile $(word 1,$(subst /, ,$*)) \
+	  --seed $(word 2,$(subst -seed, ,$(notdir $*)))
 
 # A run is done here when its run.json is: code is no prerequisite, since a pull would retrain for hours. Remove a
 # run's folder to ask for it again.
@@ -43,16 +61,24 @@ runs/%/run.json: | environment
 	  seed=$(word 2,$(subst -seed, ,$(notdir $*)))
 
 check: environment
-	@$(CCREPRO) check --profile $(PROFILE) --datasets $(DATASETS) --variants $(VARIANTS) --seeds $(SEEDS)
+	@$(CCREPRO) check $(PLAN)
 
 tables: $(EXECUTED) ## rebuild tables, figures and the README's results from the run records alone
 	@$(CCREPRO) readme
+
+report: environment ## make one page of a profile: claims, tables, figures, where every number comes from
+	@$(CCREPRO) report --profile $(PROFILE)
+
+lesson: $(LESSONS:%=results/notebooks/$(PROFILE)/%.ipynb) ## run the lesson top to bottom, in both languages
 
 results/notebooks/$(PROFILE)/%.ipynb: FORCE | environment
 	@$(CCREPRO) notebook notebooks/$*.ipynb $@ profile=$(PROFILE)
 
 test: environment ## run the tests
 	@$(VENV)/python -m pytest
+
+bench: environment ## measure our speed beside the authors' way and the limit
+	@$(CCREPRO) bench
 
 lab: environment ## open the notebooks in JupyterLab
 	@$(VENV)/jupyter lab --notebook-dir=notebooks

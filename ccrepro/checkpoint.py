@@ -78,6 +78,11 @@ class Checkpoints:
             raise CheckpointError(what, str(self.folder), "One of the newest two must be sound", fix)
         return None
 
+    def require(self) -> None:
+        """Raise `CheckpointError` where there is nothing to go on from."""
+        if not self._names():
+            raise CheckpointError("no checkpoint", str(self.folder), "--resume needs one", "Leave --resume out")
+
     def newest(self) -> Path | None:
         """The tensors of the newest checkpoint."""
         names = self._names()

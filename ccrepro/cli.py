@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from ccrepro.config import RECIPES, Config, recipe
+from ccrepro.config import RECIPES, Config, read_settings, recipe
 from ccrepro.errors import CcreproError, ConfigError, unknown
 
 
@@ -36,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"ccrepro: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(
+            "ccrepro: error: stopped by Ctrl-C (outside training). Nothing was half-written. Run it again.",
+            file=sys.stderr,
+        )
+        return 130
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -65,6 +71,7 @@ def _parser() -> Parser:
     settings = add("recipe", _recipe, "print the settings of a data set, variant and seed as YAML")
     for command in (train, settings):
         _add_settings(command)
+    train.add_argument("--resume", action="store_true", help="insist on a checkpoint; one that is there is used anyway")
     for name in ("runs", "results"):
         train.add_argument(f"--{name}-dir", default=name, help=f"folder of {name}, from the clone's on")
     data = add("datasets", _datasets, "list the data sets, or get one: fetch, verify and pack it for all runs")
@@ -75,16 +82,31 @@ def _parser() -> Parser:
     for command in (train, data):
         command.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
     check = add("check", _check, "check the names of a reproduction before it starts")
-    check.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
-    for name in ("datasets", "variants", "seeds"):
-        check.add_argument(f"--{name}", nargs="+", required=True, help=f"the {name} to be run")
+    plan = add("plan", _plan, "list the cells of a reproduction: done or to run, and the hours that this may take")
+    for command in (check, plan):
+        command.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+        for name in ("datasets", "variants", "seeds"):
+            command.add_argument(f"--{name}", nargs="+", required=True, help=f"the {name} to be run")
+    plan.add_argument("--cells", action="store_true", help="print the cells that are to run, cheap ones first")
     notebook = add("notebook", _notebook, "run a notebook with papermill, refusing unknown parameters")
     notebook.add_argument("path", help="the notebook")
     notebook.add_argument("output", help="where the executed copy goes")
     notebook.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="parameters, values in YAML")
     compare = add("compare", _compare, "print fresh results beside the committed ones")
     compare.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
-    add("readme", _readme, "put the tables of the published runs into README.md")
+    bench = add("bench", _bench, "measure our speed beside the authors' way and the limit; saved under results/bench")
+    bench.add_argument("--rounds", type=int, default=7, help="turns of each way; 3 for a quick look")
+    bench.add_argument(
+        "--only", nargs="+", default=[], help="augmentation, losses, scores, step; then nothing is saved"
+    )
+    bench.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    bench.add_argument("--results-dir", default="results", help="folder of results, from the clone's on")
+    add("readme", _readme, "put claims and tables of the published runs into README.md and README.ko.md")
+    report = add("report", _report, "make one page of a profile: claims, tables, figures, where numbers come from")
+    report.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+    stream = add("online", _online, "measure a finished run of the full method on a stream of its images")
+    _add_settings(stream)
+    stream.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
     return parser
 
 
@@ -95,20 +117,27 @@ def _add_settings(command: Parser) -> None:
         if f.name != "dataset":
             text = f"{f.metadata['doc']} ({f.metadata['rule'].allowed})".replace("%", "%%")
             command.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="X", help=text)
-    command.set_defaults(profile="demo", variant="cc", seed=0)
+    command.add_argument("--settings", metavar="FILE", help="YAML file of settings; options on the command line win")
 
 
 def _config(options: argparse.Namespace) -> Config:
     names = {f.name for f in dataclasses.fields(Config)}
-    return recipe(**{name: value for name, value in vars(options).items() if name in names})
+    given = {name: value for name, value in vars(options).items() if name in names}
+    return recipe(**{"profile": "demo", "variant": "cc", "seed": 0, **_from_file(options), **given})
+
+
+def _from_file(options: argparse.Namespace) -> dict[str, Any]:
+    return read_settings(options.settings) if options.settings else {}
 
 
 def _train(options: argparse.Namespace) -> None:
     config = _config(options)
     from ccrepro import datasets, run, train  # torch takes seconds to import; mistakes are told at once
 
-    data = datasets.load(config.dataset, options.data_dir)
+    data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
     this = run.Run(config, data, options.runs_dir, options.results_dir)
+    if options.resume:
+        this.checkpoints.require()
     record = this.finish(*train.train(config, data, this.report, this.checkpoints))
     print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {this.folder}/run.json")
 
@@ -136,6 +165,9 @@ def _recipe(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
+    from ccrepro import files
+
+    files.sweep(files.ROOT / "results")  # what a reproduction left that was killed while it wrote
     for dataset, variant, seed in itertools.product(options.datasets, options.variants, options.seeds):
         recipe(dataset, options.profile, variant, seed)
 
@@ -158,8 +190,41 @@ def _compare(options: argparse.Namespace) -> None:
     print(results.compare(options.profile))
 
 
-def _readme(options: argparse.Namespace) -> None:
-    from ccrepro import files, results
+def _bench(options: argparse.Namespace) -> None:
+    from ccrepro import bench
 
-    path = files.ROOT / "README.md"
-    files.atomic_write(path, results.readme_with_results(path.read_text()))
+    for name in options.only:
+        if name not in bench.SECTIONS:
+            raise unknown("section", name, "--only", bench.SECTIONS)
+    result = bench.run(options.rounds, tuple(options.only), options.device)
+    print(bench.table(result).to_string(index=False) if options.only else bench.save(result, options.results_dir))
+
+
+def _readme(options: argparse.Namespace) -> None:
+    from ccrepro import files, report
+
+    for path in (files.ROOT / name for name in report.READMES):
+        files.atomic_write(path, report.readme_with_results(path.read_text()))
+
+
+def _report(options: argparse.Namespace) -> None:
+    from ccrepro import report
+
+    print(*report.save_report(options.profile), sep="\n")
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from ccrepro import plan
+
+    planned = plan.plan(options.profile, options.datasets, options.variants, options.seeds)
+    print(plan.missing(planned) if options.cells else plan.as_text(planned))
+
+
+def _online(options: argparse.Namespace) -> None:
+    config = _config(options)
+    from ccrepro import datasets, online
+
+    data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
+    result = online.measure(config, data)["assign"]
+    for size, same, rate in zip(result["batch_size"], result["same"], result["images_per_second"], strict=True):
+        print(f"{config.cell}  {size} at once: {rate:,.0f} images/s, {same:.2%} assigned as offline")

@@ -9,7 +9,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
+
+import yaml
 
 from ccrepro.errors import ConfigError, unknown
 
@@ -80,8 +83,13 @@ def option(default: Any, rule: Rule, doc: str, machine: bool = False) -> Any:
     return field(default=default, metadata={"rule": rule, "doc": doc, "machine": machine})
 
 
-# What differs from the full method in each column of Tables 3, 4 and 5, in two checks of the paper's words, and in
-# the classical baseline of Table 2.
+BASELINES = ("kmeans", "spectral", "agglomerative", "nmf")
+
+# For what is slow on all images of a large data set: at most so many, drawn at random with the run's seed.
+SAMPLE = 10_000
+
+# What differs from the full method in each column of Tables 3, 4 and 5, in two checks of the paper's words, without
+# any training, and in the classical baselines of Table 2.
 VARIANTS: dict[str, dict[str, Any]] = {
     "cc": {},
     "instance-only": {"heads": "instance"},
@@ -92,7 +100,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resnet50": {"backbone": "resnet50"},
     "shared-head": {"heads": "shared"},
     "no-entropy": {"entropy_weight": 0.0},
+    "untrained": {"epochs": 0, "sample": SAMPLE},
     "kmeans-pixels": {"baseline": "kmeans"},
+    "nmf-pixels": {"baseline": "nmf"},
+    "spectral-pixels": {"baseline": "spectral", "sample": SAMPLE},
+    "agglomerative-pixels": {"baseline": "agglomerative", "sample": SAMPLE},
 }
 
 STRONG = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}  # jitter with s = 1 [code]
@@ -201,7 +213,8 @@ class Config:
     head_norm: bool = option(False, ANY, "batch-norm in the hidden layer of both heads [code: no]")
     instance_dim: int = option(128, at_least(2), "D, width of the instance head's output [§4.2]")
     heads: str = option("both", one_of("both", "instance", "cluster", "shared"), "one, both, or one for two [Table 4]")
-    baseline: str = option("", one_of("", "kmeans"), "a classical method on pixels instead of training [Table 2]")
+    baseline: str = option("", one_of("", *BASELINES), "a classical method on pixels instead of training [Table 2]")
+    sample: int = option(0, at_least(0), "at most so many images, drawn at random with the seed; 0: all [ours]")
 
     instance_temperature: float = option(0.5, above(0), "of the instance loss [§4.2]")
     cluster_temperature: float = option(1.0, above(0), "of the cluster loss [§4.2]")
@@ -214,7 +227,7 @@ class Config:
     schedule: str = option("constant", one_of("constant", "cosine"), "of the learning rate [§4.2: constant]")
     warmup: float = option(0.0, between(0, 1), "share of the epochs in which the rate rises to lr [ours]")
     batch_size: int = option(256, at_least(2), "N, images per step [§4.2]")
-    epochs: int = option(1000, at_least(1), "passes over the data set [§4.2]")
+    epochs: int = option(1000, at_least(0), "passes over the data set; 0 leaves it untrained [§4.2]")
 
     precision: str = option("fp32", one_of("auto", "fp32", "bf16"), "of the network; losses are in fp32 [code: fp32]")
     device: str = option("auto", one_of("auto", "cpu", "cuda"), "auto takes a GPU where there is one", machine=True)
@@ -305,6 +318,26 @@ def _no_recipe(dataset: str, profile: str) -> ConfigError:
     what = f"no recipe for {dataset} in profile {profile}"
     known = f"Known there: {', '.join(map(repr, RECIPES[profile]))}"
     return ConfigError(what, "setting profile", known, f"Use profile={others[0]}")
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """Settings from a YAML file of ``name: value`` lines. Raises `ConfigError`, with file, line and column."""
+    try:
+        found = yaml.safe_load(Path(path).read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}", "--settings", "A text file of settings", "Correct the path") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "start_mark", None)
+        where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
+        line = Path(path).read_text().splitlines()[mark.line].strip() if mark else ""
+        what = f"no plain YAML: {getattr(error, 'problem', None) or error}: {line!r}"
+        raise ConfigError(what, where, "Lines of name: value, without tags", "Correct that line") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path} holds no settings", str(path), "Lines of name: value", "See ccrepro recipe digits")
+    for name in found:
+        if name not in (names := [f.name for f in dataclasses.fields(Config)]):
+            raise unknown("setting", name, str(path), names)
+    return found
 
 
 def check_name(name: str) -> None:

@@ -5,6 +5,7 @@ Letters: N images, D instance dimension, K clusters.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from ccrepro.augmentations import plain
 from ccrepro.baselines import BASELINES, kmeans
 from ccrepro.config import Config
 from ccrepro.datasets import ImageSet, as_tensor
-from ccrepro.metrics import scores
+from ccrepro.metrics import matched_classes, scores
 from ccrepro.model import ContrastiveClusteringModel
 
 
@@ -22,12 +23,14 @@ class Clustering:
     """What a run says of each of N images.
 
     labels_pred: int (N,) in 0 … K - 1. features: float32 (N, D), the instance head's output, or the pixels in [0, 1]
-    of a baseline. confidence: float32 (N,), the largest assignment, or None where k-means made the clusters.
+    of a baseline. confidence: float32 (N,), the largest assignment, and margin: float32 (N,), by how much it exceeds
+    the second; both None where no cluster head made the clusters.
     """
 
     labels_pred: np.ndarray
     features: np.ndarray
     confidence: np.ndarray | None = None
+    margin: np.ndarray | None = None
 
 
 def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel | None) -> Clustering:
@@ -42,7 +45,8 @@ def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel |
     z, p = represent(model, as_tensor(data.images), config.image_size)
     if config.heads == "instance":
         return Clustering(kmeans(z, config.n_clusters, config.seed), z)
-    return Clustering(p.argmax(1), z, p.max(1))
+    second, first = np.sort(p, axis=1)[:, -2:].T
+    return Clustering(p.argmax(1), z, first, first - second)
 
 
 @torch.inference_mode()
@@ -64,6 +68,30 @@ def score(config: Config, data: ImageSet, clustering: Clustering) -> dict[str, d
         again = kmeans(clustering.features, config.n_clusters, config.seed)
         result["scores_kmeans_on_features"] = scores(data.labels, again)
     return result
+
+
+def cases(labels: np.ndarray, clustering: Clustering, n_clusters: int, n: int = 10) -> dict[str, list[Any]]:
+    """Images to be looked at, one per entry: ``kind`` (*right*, the most confident of each class that is in its
+    matched cluster, of at most 20; *wrong*, the n most confident of the others; *between*, the n of the smallest
+    margin), ``image`` (its index), ``label``, ``cluster`` and ``confidence``. Empty where no cluster head decided."""
+    if clustering.confidence is None:
+        return {}
+    right = matched_classes(labels, clustering.labels_pred, n_clusters)[clustering.labels_pred] == labels
+    surest = np.argsort(-clustering.confidence, kind="stable")
+    of_class = (surest[right[surest] & (labels[surest] == k)][:1] for k in np.unique(labels)[:20])
+    chosen = {
+        "right": np.concatenate([*of_class]),
+        "wrong": surest[~right[surest]][:n],
+        "between": np.argsort(clustering.margin, kind="stable")[:n],
+    }
+    rows = np.concatenate([*chosen.values()])
+    return {
+        "kind": [kind for kind, found in chosen.items() for _ in found],
+        "image": rows.tolist(),
+        "label": labels[rows].tolist(),
+        "cluster": clustering.labels_pred[rows].tolist(),
+        "confidence": [round(float(c), 4) for c in clustering.confidence[rows]],
+    }
 
 
 def map_rows(n_images: int, n_points: int = 600) -> np.ndarray:

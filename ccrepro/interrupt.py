@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from pathlib import Path
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -12,10 +12,12 @@ from ccrepro.errors import Stopped, StoppedByUser
 class StopSignal:
     """While the block lasts, the first SIGTERM or SIGINT is only noted; a second one acts as it would have.
 
-    Nothing is noted where ``active`` is False, or outside the main thread, to which signals belong.
+    Nothing is noted where ``active`` is False, or outside the main thread, to which signals belong. ``then`` is called
+    with the first one's number.
     """
 
-    def __init__(self, active: bool = True):
+    def __init__(self, active: bool = True, then: Callable[[int], None] = lambda number: None):
+        self.then = then
         self.active = active and threading.current_thread() is threading.main_thread()
         self.signal: int | None = None
 
@@ -31,13 +33,14 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
         self._restore()
+        self.then(number)
 
     def _restore(self) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
-    def error(self, where: str, folder: Path) -> Stopped:
-        """The error to raise once all is saved; its exit code is 143 or 130."""
+    def error(self, where: str, saved: str) -> Stopped:
+        """The error to raise once all is ``saved``, which says what; its exit code is 143 or 130."""
         kind = Stopped if self.signal == signal.SIGTERM else StoppedByUser
         what = f"stopped by {signal.Signals(self.signal).name}"
-        return kind(what, where, f"The step under way was finished and saved in {folder}", "The same command goes on")
+        return kind(what, where, saved, "The same command goes on")

@@ -32,6 +32,14 @@ def contingency(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int)
     return counts[:, [*matched, *rest]]
 
 
+def matched_classes(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int) -> np.ndarray:
+    """(n_clusters,) the class that each cluster is matched to, as `accuracy` does it; -1 for a cluster left over."""
+    classes, clusters = linear_sum_assignment(_counts(labels_true, labels_pred, n_clusters), maximize=True)
+    found = np.full(n_clusters, -1)
+    found[clusters] = np.unique(labels_true)[classes]
+    return found
+
+
 def _counts(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int | None = None) -> np.ndarray:
     """(classes, clusters) how many images fall in each pair; with ``n_clusters``, a column for each, else the used."""
     rows, n_rows = _numbered(labels_true)

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from matplotlib.figure import Figure
 
 from ccrepro import files
 from ccrepro.config import DATASETS
-from ccrepro.results import TABLES
+from ccrepro.results import reported
+from ccrepro.tables import datasets_of, table_rows
 
 STYLE = {
     **sns.axes_style("whitegrid"),
@@ -37,7 +39,7 @@ def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     @functools.wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure:
         with plt.rc_context(STYLE):
-            result = _not_run() if args[0] == [] else draw(*args, **kwargs)
+            result = _text("not run") if args[0] == [] else draw(*args, **kwargs)
             result.canvas.draw()  # lay out while the style holds
         plt.close(result)
         return result
@@ -45,9 +47,9 @@ def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
     return styled
 
 
-def _not_run() -> Figure:
+def _text(text: str) -> Figure:
     result, axis = plt.subplots(figsize=(3, 1))
-    axis.text(0.5, 0.5, "not run", ha="center", va="center", transform=axis.transAxes)
+    axis.text(0.5, 0.5, text, ha="center", va="center", transform=axis.transAxes)
     axis.set_axis_off()
     return result
 
@@ -164,22 +166,207 @@ def feature_space(records: Sequence[dict[str, Any]]) -> Figure:
 
 @figure
 def ablation(name: str, runs: pd.DataFrame) -> Figure:
-    """ACC of each variant of a table's rows: a dot per seed, a bar for the mean; one panel per data set we ran."""
-    rows = TABLES[name].rows
-    labels = {row.variant: row.label for row in rows}
-    shown = runs[runs.variant.isin(labels)]
-    datasets = [d for d in DATASETS if d in set(shown.dataset)] or [""]
-    result, axes = plt.subplots(1, len(datasets), figsize=(1.2 + 4.4 * len(datasets), 3.4), squeeze=False)
-    for axis, dataset in zip(axes[0], datasets, strict=True):
-        part = shown[shown.dataset == dataset].assign(method=lambda f: f.variant.map(labels))
-        order = list(labels.values())
-        if len(part):
-            sns.barplot(part, x="method", y="acc", order=order, errorbar=None, color="0.85", width=0.6, ax=axis)
-            sns.swarmplot(part, x="method", y="acc", order=order, hue="method", palette=COLORS[: len(order)],
-                          hue_order=order, size=6, legend=False, ax=axis)  # fmt: skip
-        title = DATASETS[dataset].title if dataset else "no run yet"
-        axis.set(xlabel="", ylabel="ACC (a dot per seed, bar: mean)", ylim=(0, 1), title=title)
+    """ACC of each row of a table: a dot per seed, a bar for the mean, a diamond for the paper's number; one panel per
+    data set we ran."""
+    datasets = [d for d in datasets_of(name, runs) if d in set(runs.dataset)] or [""]
+    frames = [table_rows(name, runs, dataset) for dataset in datasets]
+    high = max(len(frame) for frame in frames)
+    size = (2.2 + 4.0 * len(datasets), 1.1 + 0.38 * high)
+    result, axes = plt.subplots(1, len(datasets), figsize=size, squeeze=False)
+    for axis, dataset, frame in zip(axes[0], datasets, frames, strict=True):
+        for y, row in enumerate(frame.itertuples()):
+            if row.values:
+                axis.barh(y, np.mean(row.values), color="0.87", height=0.7)
+            else:
+                x, side = (0.99, "right") if row.reported < 0.3 else (0.01, "left")  # clear of the diamond
+                axis.text(x, y, "not run", ha=side, va="center", color="0.45", fontsize=9)
+            axis.plot(row.values, [y] * len(row.values), "o", color=COLORS[0], ms=5, label="ours, a dot per seed")
+            axis.plot(row.reported, y, "D", color=COLORS[1], ms=6, mfc="none", mew=1.5, label="reported by the paper")
+        axis.set(yticks=range(len(frame)), yticklabels=frame.method, ylim=(len(frame) - 0.5, -0.5), xlim=(0, 1))
+        axis.set(xlabel="ACC (bar: mean)", title=DATASETS[dataset].title if dataset else "no run yet")
+        axis.grid(axis="y", visible=False)
+        _legend_once(axis)
     return result
+
+
+def _legend_once(axis: plt.Axes) -> None:
+    """A legend with each label once, and none of what is not there."""
+    drawn = {line.get_label(): line for line in axis.lines if np.isfinite(line.get_xdata()).any()}
+    if drawn:
+        labels = sorted(drawn)
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.28), "ncols": 2, "fontsize": 8}
+        axis.legend([drawn[label] for label in labels], labels, **place)
+
+
+PAIRS = {"positive": "positive pairs", "negative": "negative pairs"}
+
+
+@figure
+def cosines(records: Sequence[dict[str, Any]]) -> Figure:
+    """Fig. 3: mean cosine of positive and negative pairs for both heads by epoch. Above ours, a line per seed and a
+    band of ± the standard deviation of the pairs; below the paper's, read off its plot."""
+    result, axes = plt.subplots(2, 2, figsize=(9, 5.6), sharey=True)
+    paper = reported()
+    paper = paper[paper.table == "fig3"]
+    for column, head in enumerate(("instance", "cluster")):
+        for color, (kind, label) in zip(COLORS, PAIRS.items(), strict=False):
+            for r in records:
+                axes[0, column].plot(
+                    r["history"]["epoch"], r["history"][f"{head}_{kind}"], color=color, lw=1, label=label
+                )
+            mean, sd = (
+                np.mean([r["history"][f"{head}_{kind}{part}"] for r in records], axis=0) for part in ("", "_sd")
+            )
+            band = (np.maximum(mean - sd, -1), np.minimum(mean + sd, 1))
+            axes[0, column].fill_between(records[0]["history"]["epoch"], *band, color=color, alpha=0.2, lw=0)
+            points = paper[paper.variant.str.startswith(f"{kind} {head} pairs")]
+            epochs = points.variant.str.extract(r"epoch (\d+)")[0].astype(int)
+            axes[1, column].plot(epochs, points.value.astype(float), "o-", color=color, ms=4, lw=1, label=label)
+        ours = f"{head} head: {DATASETS[records[0]['dataset']].title}, {len(records)} seeds"
+        for axis, title in zip(axes[:, column], (ours, f"{head} head: ImageNet-10, the paper"), strict=True):
+            axis.set(xlabel="epoch", ylabel="cosine of a pair", title=title, ylim=(-0.4, 1.05))
+    handles, labels = axes[1, 1].get_legend_handles_labels()
+    axes[1, 1].legend(handles, labels, fontsize=9, loc="upper right")
+    return result
+
+
+@figure
+def evolution(records: Sequence[dict[str, Any]]) -> Figure:
+    """Fig. 4: the same images at several epochs, all in one t-SNE embedding, coloured by their cluster at the time;
+    of the first record."""
+    record = records[0]
+    shown = [at for at in record["evolution"] if "x" in at]
+    columns = min(3, len(shown))
+    size = (3.3 * columns, 3.4 * -(-len(shown) // columns))
+    result, axes = plt.subplots(
+        -(-len(shown) // columns), columns, figsize=size, squeeze=False, sharex=True, sharey=True
+    )
+    palette = sns.color_palette(
+        "tab10" if record["config"]["n_clusters"] <= 10 else "husl", record["config"]["n_clusters"]
+    )
+    for axis in axes.flat[len(shown) :]:
+        axis.set_axis_off()
+    for axis, at in zip(axes.flat, shown, strict=False):
+        axis.scatter(at["x"], at["y"], c=[palette[k] for k in at["cluster"]], s=7, lw=0)
+        axis.set(xticks=[], yticks=[], title=f"epoch {at['epoch']}: NMI {at['scores']['nmi']:.3f}")
+        axis.set(xlabel="t-SNE 1", ylabel="t-SNE 2")
+    result.suptitle(f"{_run_title(record)}: output of the instance head, coloured by cluster")
+    return result
+
+
+@figure
+def scores_by_epoch(records: Sequence[dict[str, Any]]) -> Figure:
+    """NMI, ACC and ARI over the epochs, a line per seed, and the number of clusters in use."""
+    result, axes = plt.subplots(1, 4, figsize=(11, 2.9), sharex=True)
+    for color, r in zip(COLORS, records, strict=False):
+        epochs = [at["epoch"] for at in r["evolution"]]
+        for axis, name in zip(axes, ("nmi", "acc", "ari"), strict=False):
+            axis.plot(epochs, [at["scores"][name] for at in r["evolution"]], color=color, label=f"seed {r['seed']}")
+            axis.set(xlabel="epoch", title=name.upper(), ylim=(-0.02, 1.02))
+        axes[3].plot(epochs, [at["n_clusters_used"] for at in r["evolution"]], color=color)
+    axes[3].set(xlabel="epoch", title="clusters in use", ylim=(0, None))
+    axes[0].legend(fontsize=8)
+    return result
+
+
+@figure
+def cases(records: Sequence[dict[str, Any]], kind: str, images: np.ndarray | None) -> Figure:
+    """The images of one kind among the first record's cases; uint8 (N, C, S, S), all of the data set, or of its
+    sample; None where it is not at hand."""
+    if images is None:
+        return _text("the data set is not at hand")
+    shown, names = pd.DataFrame(records[0]["cases"]), records[0]["class_names"]
+    shown = shown[shown.kind == kind]
+    columns = min(10, max(1, len(shown)))
+    lines = max(1, -(-len(shown) // columns))
+    result, axes = plt.subplots(lines, columns, figsize=(1.15 * columns, 1.62 * lines), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, case in zip(axes.flat, shown.itertuples(), strict=False):
+        axis.imshow(images[case.image].transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(f"class {names[case.label]}\ncluster {case.cluster}\n{case.confidence:.3f}", fontsize=8)
+    return result
+
+
+@figure
+def online(records: Sequence[dict[str, Any]]) -> Figure:
+    """A stream: time to an assignment, NMI along the stream beside refitted k-means, and training on batches seen
+    once; a line per seed. Takes records that hold ``online``."""
+    result, axes = plt.subplots(1, 3, figsize=(11, 3.5))
+    for number, r in enumerate(records):
+        assign, stream, once = (r["online"][name] for name in ("assign", "stream", "once"))
+        first = number == 0
+        axes[0].plot(
+            assign["batch_size"], assign["milliseconds"], "o-", color=COLORS[number], label=f"seed {r['seed']}"
+        )
+        for color, name, label in ((0, "nmi", "cluster head"), (1, "nmi_kmeans", "k-means, refitted")):
+            axes[1].plot(stream["images"], stream[name], color=COLORS[color], label=label if first else None)
+        for color, (steps, curve) in zip((2, 4), once.items(), strict=False):
+            label = f"{steps} step{'s' if steps != '1' else ''} on each batch" if first else None
+            axes[2].plot(curve["images"], curve["nmi"], color=COLORS[color], label=label)
+        label = "all epochs" if first else None
+        axes[2].axhline(r["scores"]["nmi"], color="0.5", ls="--", lw=1, label=label)
+    axes[0].set(xlabel="images that arrive at once", ylabel="milliseconds to all their clusters (median)")
+    axes[0].set(title="assignment", xscale="log", yscale="log")
+    axes[1].set(xlabel="images so far", ylabel="NMI of these", title="along the stream", ylim=(0.5, 1.01))
+    axes[2].set(
+        xlabel="images seen, each once", ylabel="NMI of all images", title="training on the stream", ylim=(0, 1)
+    )
+    for axis in axes:
+        axis.legend(fontsize=8, loc="best")
+    return result
+
+
+@figure
+def bench(result: dict[str, Any]) -> Figure:
+    """What `ccrepro.bench.run` measured: how many times as fast as the authors' way; how the losses and a step grow."""
+    drawn, axes = plt.subplots(1, 3, figsize=(14, 4.6), width_ratios=(1.5, 1, 1))
+    _ratios(axes[0], [row for name in ("augmentation", "losses", "scores", "step") for row in result.get(name, [])])
+    for kind, color in (("instance", COLORS[0]), ("cluster", COLORS[1])):
+        for way, style in (("authors", ":"), ("ours", "-")):
+            pattern = rf"{kind} loss, N = (\d+), D" if kind == "instance" else rf"{kind} loss, N = 256, K = (\d+)"
+            found = [(re.match(pattern, row["what"]), row["seconds"].get(way)) for row in result.get("losses", [])]
+            points = [(int(match[1]), 1e3 * t["median"]) for match, t in found if match and t]
+            label = f"{kind}, {way}: by {'N, D = 128' if kind == 'instance' else 'K, N = 256'}"
+            axes[1].plot(*np.array(points).reshape(-1, 2).T, style, marker="o", ms=4, color=color, label=label)
+    axes[1].set(xscale="log", yscale="log", xlabel="N or K", ylabel="ms, forward and backward", title="losses")
+    rates = [r for r in result.get("rates", []) if (r["backbone"], r["stem"]) != ("small", "cifar")]
+    for network in dict.fromkeys((r["backbone"], r["stem"]) for r in rates):
+        points = sorted(
+            (r["image_size"], 1e3 / r["images_per_second"]) for r in rates if (r["backbone"], r["stem"]) == network
+        )
+        axes[2].plot(*np.array(points).T, "-o", ms=4, label=", ".join(network) + " stem")
+    axes[2].set(
+        xscale="log",
+        yscale="log",
+        xlabel="side of a view, pixels",
+        ylabel="ms per image (two views)",
+        title="training step, ours",
+    )
+    for axis in axes[1:]:
+        if axis.lines:
+            axis.legend(fontsize=8)
+    axes[2].set_xticks([32, 96, 224], ["32", "96", "224"], minor=False)
+    axes[2].minorticks_off()
+    drawn.suptitle(f"{result['hardware']['gpu'] or result['hardware']['cpu']}, torch {result['versions']['torch']}")
+    return drawn
+
+
+def _ratios(axis: plt.Axes, rows: Sequence[dict[str, Any]]) -> None:
+    """Speed as a multiple of the authors' way, one bar per measurement; the compiled views beside the plain ones."""
+    bars = []
+    for row in (row for row in rows if "authors" in row["seconds"]):
+        for way in (way for way in ("ours", "compiled") if way in row["seconds"]):
+            bars.append((row["what"], row["seconds"]["authors"]["median"] / row["seconds"][way]["median"], way))
+    for place, (_, ratio, way) in enumerate(bars):
+        axis.barh(place, ratio, color=COLORS[0] if way == "ours" else COLORS[2])
+        axis.text(ratio, place, f" {ratio:.3g}", va="center", fontsize=8)
+    names = [what + (", compiled" if way == "compiled" else "") for what, _, way in bars]
+    axis.set_yticks(range(len(bars)), names, fontsize=7)
+    axis.axvline(1, color="0.3", lw=1)
+    axis.invert_yaxis()
+    axis.set(xscale="log", xlabel="times as fast as the authors' way", title="ours against the authors' way")
+    axis.margins(x=0.15)
 
 
 def _run_title(record: dict[str, Any]) -> str:

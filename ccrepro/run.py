@@ -23,7 +23,7 @@ from ccrepro import files
 from ccrepro.checkpoint import Checkpoints, save_weights
 from ccrepro.config import Config
 from ccrepro.datasets import ImageSet
-from ccrepro.evaluate import Clustering, evaluate, feature_map, map_rows, score
+from ccrepro.evaluate import Clustering, cases, evaluate, feature_map, map_rows, score
 from ccrepro.metrics import contingency, scores
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.train import Epoch
@@ -63,7 +63,7 @@ class Run:
         self.checkpoints = Checkpoints(self.folder, config.checkpoint_seconds)
         self.log = self.folder / "log.jsonl"
         self.pictured = {round(share * config.epochs) for share in PICTURED}
-        self.scored = {round(i / SCORED * config.epochs) for i in range(SCORED)} | self.pictured - {config.epochs}
+        self.scored = ({round(i / SCORED * config.epochs) for i in range(SCORED)} | self.pictured) - {config.epochs}
 
     def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
         """Keep an epoch's numbers, and at some epochs the clustering; print a line now and then with the time left."""
@@ -145,7 +145,7 @@ class Run:
             "overrides": config.overrides(),
             **score(config, data, clustering),
             "epochs": len(history),
-            "seconds": round(sum(epoch["seconds"] for epoch in history), 1),
+            "seconds": round(sum(e["seconds"] for e in history) if history else time.monotonic() - self.start, 1),
             "resumed": self.checkpoints.resumed,
             "n_images": len(data.images),
             "packed_shape": list(data.images.shape[1:]),
@@ -157,6 +157,7 @@ class Run:
             "commit": files.commit(),
             "class_names": data.class_names,
             "contingency": contingency(data.labels, clustering.labels_pred, config.n_clusters).tolist(),
+            "cases": cases(data.labels, clustering, config.n_clusters),
             "history": {name: [_short(e[name]) for e in history] for name in (history[0] if history else ())},
             **self._evolution(),
         }

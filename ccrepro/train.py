@@ -8,6 +8,7 @@ equals, bit for bit on a CPU, what was never interrupted.
 import dataclasses
 import functools
 import math
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -72,7 +73,7 @@ def train(
     first step, has nothing but its number. A baseline has nothing to train: (None, []).
 
     Raises `NumericalError` in the step where a number is not finite (on a GPU: where the next look at them finds it),
-    `CheckpointError` for checkpoints that do not fit, and, where there are checkpoints, `Interrupted` after SIGTERM or
+    `CheckpointError` for checkpoints that do not fit, and, where there are checkpoints, `Stopped` after SIGTERM or
     Ctrl-C, once the step under way is saved.
     """
     if config.baseline:
@@ -87,6 +88,7 @@ def train(
     if state.epoch == 0 and not state.steps:
         report({"epoch": 0}, state.model)
     passes = _passes(config, data)
+    saved = f"The step under way was finished and saved in {checkpoints.folder}" if checkpoints else ""
     with StopSignal(active=checkpoints is not None) as stop:
         while state.epoch < config.epochs:
             for _ in _epoch(state, config, passes):
@@ -96,12 +98,12 @@ def train(
                 if stopped or due:
                     _save(state, checkpoints, config, run)
                 if stopped:
-                    raise stop.error(f"epoch {state.epoch + 1}, step {len(state.steps)}", checkpoints.folder)
+                    raise stop.error(f"epoch {state.epoch + 1}, step {len(state.steps)}", saved)
             report(_close_epoch(state, checkpoints), state.model)
         if checkpoints is not None:
             _save(state, checkpoints, config, run)
         if stop.signal is not None:
-            raise stop.error(f"epoch {state.epoch}", checkpoints.folder)
+            raise stop.error(f"epoch {state.epoch}", saved)
     return state.model.eval(), state.history
 
 
@@ -130,7 +132,9 @@ def choose_device(config: Config) -> torch.device:
     """Raises `ConfigError` when CUDA is asked for and absent."""
     available = torch.cuda.is_available()
     if config.device == "cuda" and not available:
-        raise ConfigError("no CUDA device found", "setting device", "Known here: 'auto', 'cpu'", "Use device=cpu")
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        what = "no CUDA device found" + (f", CUDA_VISIBLE_DEVICES is {visible!r}" if visible is not None else "")
+        raise ConfigError(what, "setting device", "Known here: 'auto', 'cpu'", "Use device=cpu")
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
 
 

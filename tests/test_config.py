@@ -12,7 +12,7 @@ PUBLISHED = {
     "lr": 0.0003, "schedule": "constant", "batch_size": 256, "epochs": 1000,
     "crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": 0.5, "jitter": 0.8, "grayscale": 0.2,
     "blur_kernel": 23, "blur_sigma": (0.1, 2.0), "rotation": 0.0, "translation": 0.0, "shear": 0.0,
-    "views": "both", "heads": "both", "baseline": "", "device": "auto", "threads": 1, "compile": "auto",
+    "views": "both", "heads": "both", "baseline": "", "sample": 0, "device": "auto", "threads": 1, "compile": "auto",
     "normalize": False, "pretrained": "", "head_norm": False, "optimizer": "adam", "weight_decay": 0.0, "warmup": 0.0,
     "precision": "fp32", "checkpoint_seconds": 10.0,
 }  # fmt: skip
@@ -73,7 +73,7 @@ BAD = [
     ({"seed": -1}, "seed is -1", "from 0"),
     ({"sede": 1}, "'sede'", "Known"),
     ({"epoch": 1}, "'epoch'", "Write 'epochs'"),
-    ({"epochs": 0}, "epochs is 0", "at least 1"),
+    ({"epochs": -1}, "epochs is -1", "at least 0"),
     ({"epochs": 2.5}, "epochs is 2.5", "an integer"),
     ({"epochs": True}, "epochs is True", "an integer"),
     ({"n_clusters": 1}, "n_clusters is 1", "at least 2"),

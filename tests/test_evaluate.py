@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from ccrepro import baselines
 from ccrepro.augmentations import plain
 from ccrepro.config import recipe
-from ccrepro.evaluate import evaluate, feature_map, map_rows, represent, score
+from ccrepro.evaluate import Clustering, cases, evaluate, feature_map, map_rows, represent, score
 from ccrepro.metrics import accuracy, scores
 from ccrepro.model import build
 
@@ -91,3 +91,23 @@ def test_pictured_images_are_drawn_once_and_for_all():
     assert np.array_equal(rows, map_rows(60_000))
     assert (np.diff(rows) > 0).all()
     assert rows.max() > 59_000
+
+
+def test_cases_are_the_surest_right_the_surest_wrong_and_the_least_decided():
+    labels = np.array([0, 0, 0, 1, 1, 1])
+    p = np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7], [0.05, 0.95], [0.4, 0.6], [0.55, 0.45]], dtype=np.float32)
+    second, first = np.sort(p, axis=1).T
+    found = cases(labels, Clustering(p.argmax(1), p, first, first - second), n_clusters=2, n=2)
+    assert found["kind"] == ["right", "right", "wrong", "wrong", "between", "between"]
+    assert found["image"] == [0, 3, 2, 5, 5, 4]
+    assert found["label"] == [0, 1, 0, 1, 1, 1]
+    assert found["cluster"] == [0, 1, 1, 0, 0, 1]
+    assert found["confidence"] == [0.9, 0.95, 0.7, 0.55, 0.55, 0.6]
+
+
+def test_margin_is_the_lead_over_the_second_cluster(patterns, tiny, model):
+    _, p = represent(model, torch.from_numpy(patterns.images), 8)
+    found = evaluate(tiny, patterns, model)
+    lead = [row.max() - max(np.delete(row, row.argmax())) for row in p]
+    assert np.array_equal(found.margin, np.array(lead))
+    assert cases(patterns.labels, evaluate(dataclasses.replace(tiny, heads="instance"), patterns, model), 3) == {}

@@ -18,7 +18,7 @@ def test_any_call_that_fails_leaves_the_old_file_and_no_scraps(tmp_path, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(call, full)
-    with pytest.raises(CheckpointError, match=r"^cannot write a.txt: No space left on device .*3 bytes must fit"):
+    with pytest.raises(CheckpointError, match=r"^cannot write a\.txt: No space left on device .*3 bytes must fit"):
         atomic_write(path, "new")
     monkeypatch.undo()
     assert path.read_text() == "old"
@@ -40,7 +40,7 @@ def test_ctrl_c_in_a_write_leaves_the_old_file_and_no_scraps(tmp_path, monkeypat
 
 def test_a_file_in_place_of_the_folder(tmp_path):
     (tmp_path / "a").write_text("a file")
-    with pytest.raises(CheckpointError, match="cannot write b.txt"):
+    with pytest.raises(CheckpointError, match=r"cannot write b\.txt"):
         atomic_write(tmp_path / "a" / "b.txt", "new")
 
 

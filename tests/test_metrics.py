@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 from sklearn import metrics as sk
 
-from ccrepro.metrics import accuracy, contingency, scores
+from ccrepro.metrics import accuracy, contingency, matched_classes, scores
 
 # labels_true, labels_pred, ACC by hand
 BY_HAND = [
@@ -90,3 +90,11 @@ def test_random_labels_score_zero():
     assert found["ari"] == pytest.approx(0, abs=2e-3)
     assert found["nmi"] == pytest.approx(0, abs=2e-3)
     assert found["acc"] == pytest.approx(0.1, abs=0.02)
+
+
+def test_matched_classes_are_those_of_the_accuracy():
+    labels_true = [5, 5, 5, 7, 7, 9, 9, 9]
+    labels_pred = [2, 2, 0, 3, 3, 0, 0, 2]
+    assert matched_classes(labels_true, labels_pred, 5).tolist() == [9, -1, 5, 7, -1]
+    right = matched_classes(labels_true, labels_pred, 5)[labels_pred] == np.array(labels_true)
+    assert right.mean() == accuracy(labels_true, labels_pred)

@@ -3,6 +3,7 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
+from ccrepro import train
 from ccrepro.config import recipe
 from ccrepro.model import Backbone, build
 
@@ -82,3 +83,43 @@ def test_a_shared_head_gives_both_losses_one_matrix():
     z, p = build(recipe("digits", variant="shared-head"), 1)(torch.rand(5, 1, 8, 8))
     assert_close(z, p / p.norm(dim=1, keepdim=True))
     assert z.shape == (5, 10)
+
+
+@pytest.mark.parametrize(("name", "stem", "norm"), [("resnet18", "imagenet", False), ("small", "cifar", True)])
+def test_both_views_in_one_pass_equal_two_passes_bit_for_bit(name, stem, norm, generator):
+    """Outputs, running statistics and their number of updates; gradients up to the order of their sums."""
+    config = recipe("cifar10", "paper", backbone=name, stem=stem, head_norm=norm, image_size=32)
+    one, two = build(config).train(), build(config).train()
+    a, b = (torch.rand(6, 3, 32, 32, generator=generator) for _ in "ab")
+    together, apart = one.pair(a, b), (two(a), two(b))
+    for ours, theirs in zip(together, apart, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
+    for key, value in two.state_dict().items():
+        assert torch.equal(one.state_dict()[key], value), key
+    assert one.backbone.bn1.num_batches_tracked == 2
+    for outputs in (together, apart):
+        sum((x * x.detach().cos()).sum() for pair in outputs for x in pair).backward()
+    for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
+        assert (ours.grad - theirs.grad).norm() <= 1e-5 * (1 + theirs.grad.norm())
+
+
+def test_a_plain_concatenation_is_another_method(generator):
+    model = build(recipe("cifar10", "paper", backbone="small", image_size=32)).train()
+    a, b = (torch.rand(6, 3, 32, 32, generator=generator) * scale for scale in (1, 0.3))
+    (z_a, _), _ = model.pair(a, b)
+    assert (model(torch.cat((a, b)))[0][:6] - z_a).abs().max() > 0.05
+
+
+def test_in_evaluation_views_do_not_share_statistics_with_anything(generator):
+    model = build(recipe("cifar10", "paper", backbone="small", image_size=32)).eval()
+    a, b = (torch.rand(6, 3, 32, 32, generator=generator) for _ in "ab")
+    assert_close(model.pair(a, b)[1][0], model(b)[0])
+
+
+def test_standardised_pixels_have_mean_0_and_deviation_1(patterns):
+    config = recipe("digits", normalize=True, n_clusters=3, batch_size=32)
+    model = train.start(config, patterns).model
+    x = model.standardize(torch.from_numpy(patterns.images) / 255)
+    assert x.mean().item() == pytest.approx(0, abs=1e-5)
+    assert x.std(correction=0).item() == pytest.approx(1, abs=1e-5)
+    assert "standardize.mean" in model.state_dict()  # so that a saved model sees pixels as it did in training

@@ -1,19 +1,32 @@
+import base64
+import io
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import papermill
 import pytest
+from PIL import Image
 
-from ccrepro import notebook
+from ccrepro import notebook, report
 from ccrepro.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-REPORTS = {"03_main_results": "main_results", "04_augmentation": "augmentation", "05_heads": "heads"}
+REPORTS = {
+    "03_main_results": ("main_results", "losses", "confusion", "tsne", "tsne_pixels"),
+    "04_augmentation": ("augmentation", "tsne_views_none"),
+    "05_heads": ("heads", "losses_cluster_only", "losses_no_entropy"),
+    "06_backbones": ("backbones", "backbones_by_epoch"),
+    "07_evolution": ("cosines", "evolution", "scores_by_epoch"),
+    "08_cases": ("cases_right", "cases_wrong", "cases_between", "cases_confusion"),
+    "09_online": ("online",),
+}
 
 
 def code_cells(path):
@@ -44,7 +57,8 @@ def test_notebook_keeps_the_conventions(path):
     assert sum("parameters" in c.metadata.get("tags", []) for c in cells) == 1
     assert "check_injected(In)" in cells[1].source
     assert all(len(c.source.splitlines()) <= 10 for c in cells)
-    assert not any(word in c.source for c in cells for word in ("def ", "class ", "plt."))
+    own = [c for c in cells if "exercise" not in c.metadata.get("tags", [])]  # in which students write functions
+    assert not any(re.search(r"^\s*(def|class) |\bplt\.", c.source, flags=re.M) for c in own)
     assert book.cells[0].source.startswith("# ")
     assert all("#" in line for line in cells[0].source.splitlines()), "a parameter without its comment"
 
@@ -64,17 +78,39 @@ def test_training_notebook_writes_a_run_record(tmp_path):
     assert len(pictures) == 4
 
 
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """A copy of the published records, and what was measured of streams."""
+    results = tmp_path_factory.mktemp("published") / "results"
+    for name in ("runs", "online"):
+        if (ROOT / "results" / name).exists():
+            shutil.copytree(ROOT / "results" / name, results / name)
+    return results
+
+
 @pytest.mark.parametrize("name", REPORTS)
-def test_report_notebook_makes_its_table_and_figures(name, tmp_path):
-    shutil.copytree(ROOT / "results/runs", tmp_path / "results/runs")
+def test_report_notebook_makes_its_table_and_figures(name, published, tmp_path):
+    shutil.copytree(published, tmp_path / "results")
     results = tmp_path / "results"
     output = notebook.run(ROOT / f"notebooks/{name}.ipynb", tmp_path / "out.ipynb", {"results_dir": str(results)})
-    table = f"tables/demo/{REPORTS[name]}.md"
-    assert (results / table).read_text() == (ROOT / "results" / table).read_text()
     saved = {p.name for p in (results / "figures/demo").iterdir()}
-    assert f"{REPORTS[name]}.png" in saved
+    for path in (results / "tables/demo").glob("*.md"):
+        assert path.read_text() == (ROOT / "results/tables/demo" / path.name).read_text()
+    assert saved == {f"{figure}.{kind}" for figure in REPORTS[name] for kind in ("png", "svg")}
     pictures = [o for c in code_cells(output) for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == sum(name.endswith(".png") for name in saved)
+    assert len(pictures) == len(REPORTS[name])
+
+
+def test_every_figure_of_the_report_is_made_by_a_notebook():
+    made = {figure for figures in REPORTS.values() for figure in figures}
+    assert {figure for figures in report.FIGURES.values() for figure in figures} <= made
+
+
+@pytest.mark.parametrize("name", ["07_evolution", "09_online"])
+def test_report_notebook_of_a_profile_without_runs_says_so(name, tmp_path):
+    output = notebook.run(ROOT / f"notebooks/{name}.ipynb", tmp_path / "o.ipynb", {"results_dir": str(tmp_path)})
+    shown = [str(o) for c in code_cells(output) for o in c.outputs]
+    assert any("not run" in text or "No run yet" in text or "image/png" in text for text in shown)
 
 
 def test_data_set_notebook_shows_pictures(tmp_path):
@@ -137,3 +173,29 @@ def test_error_of_the_package_keeps_its_kind(made, tmp_path):
     source = "from ccrepro.errors import DataError\nraise DataError('gone', 'here', 'There', 'Look')"
     with pytest.raises(DataError, match=r"^gone \(here\). There. Look.$"):
         notebook.run(made("seed = 0  # any", source), tmp_path / "out.ipynb", {})
+
+
+def test_figures_in_executed_copies_are_small_and_look_the_same():
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(np.kron(rng.integers(0, 255, (12, 12, 3)), np.ones((20, 20, 1))).astype(np.uint8))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    small = base64.b64decode(notebook._small(base64.b64encode(buffer.getvalue()).decode()))
+    shown = Image.open(io.BytesIO(small))
+    assert shown.mode == "P"
+    assert np.abs(np.asarray(shown.convert("RGB"), float) - np.asarray(picture)).max() <= 8
+
+
+def test_executed_copies_are_small_enough_for_github_and_hold_no_widget():
+    for path in (ROOT / "results/notebooks").rglob("*.ipynb"):
+        assert path.stat().st_size < 1_000_000, path.name
+        assert notebook.WIDGET not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "results/notebooks/demo").glob("01_method*.ipynb")), ids=lambda p: p.stem
+)
+def test_executed_lesson_is_of_todays_notebook(path):
+    book, executed = (nbformat.read(p, as_version=4) for p in (ROOT / "notebooks" / path.name, path))
+    injected = [c.source for c in executed.cells if not c.source.startswith("# Parameters\n")]
+    assert injected == [c.source for c in book.cells], "run `make lesson`"

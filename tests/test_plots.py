@@ -1,9 +1,11 @@
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
 
 from ccrepro import plots, run
 from ccrepro.config import recipe
+from ccrepro.results import as_runs
 from ccrepro.train import first_pairs
 
 
@@ -19,10 +21,7 @@ def record(digits, tmp_path_factory):
 
 @pytest.fixture
 def runs(record):
-    import pandas as pd
-
-    row = {"dataset": "digits", **record["scores"]}
-    return pd.DataFrame([{**row, "variant": v, "seed": s} for v in ("cc", "views-one") for s in range(3)])
+    return as_runs([{**record, "variant": v, "seed": s} for v in ("cc", "views-one") for s in range(3)])
 
 
 def test_confusion_shows_the_counts(record):
@@ -49,14 +48,82 @@ def test_losses_of_a_baseline_say_that_nothing_was_trained(record):
     assert plots.losses([{**record, "history": {}}]).axes[0].texts[0].get_text() == "nothing was trained"
 
 
-def test_ablation_has_a_dot_per_seed_and_a_bar_per_mean(runs):
-    axis = plots.ablation("augmentation", runs).axes[0]
-    assert [len(c.get_offsets()) for c in axis.collections] == [3, 3, 0]
-    assert axis.patches[0].get_height() == pytest.approx(runs.acc.iloc[0])
+def test_ablation_has_a_dot_per_seed_a_bar_per_mean_and_a_diamond_for_the_paper(runs):
+    other = runs[runs.variant == "cc"].assign(dataset="cifar10", acc=[0.7, 0.8, 0.9])
+    digits, cifar10 = plots.ablation("augmentation", pd.concat([runs, other])).axes
+    assert [len(line.get_xdata()) for line in digits.lines[::2]] == [3, 3, 0]
+    assert cifar10.patches[0].get_width() == pytest.approx(0.8)
+    assert [float(line.get_xdata()[0]) for line in cifar10.lines[1::2]] == [0.79, 0.69, 0.169]
+    assert [text.get_text() for text in cifar10.texts] == ["not run", "not run"]
+    assert [text.get_text() for text in digits.get_legend().texts] == ["ours, a dot per seed"]
 
 
 def test_ablation_without_runs_says_so(runs):
-    assert plots.ablation("heads", runs[:0]).axes[0].get_title() == "no run yet"
+    axis = plots.ablation("heads", runs[:0]).axes[0]
+    assert axis.get_title() == "no run yet"
+    assert {text.get_text() for text in axis.texts} == {"not run"}
+
+
+@pytest.fixture
+def trained(record):
+    """Records of two seeds with a history of three epochs and four kept epochs."""
+    history = {"epoch": [1, 2, 3]}
+    for number, name in enumerate(("instance_positive", "instance_negative", "cluster_positive", "cluster_negative")):
+        history |= {name: [0.1 * number, 0.2, 0.3], f"{name}_sd": [0.1, 0.1, 0.1]}
+    places = {"x": [0.0, 1.0], "y": [0.0, 1.0], "cluster": [3, 4]}
+    evolution = [
+        {"epoch": e, "scores": {"nmi": e / 10, "acc": 0.5, "ari": 0.4}, "n_clusters_used": 2} for e in range(4)
+    ]
+    for at in (evolution[0], evolution[3]):
+        at |= places
+    return [{**record, "seed": s, "history": history, "evolution": evolution} for s in range(2)]
+
+
+def test_cosines_shows_a_line_per_seed_and_the_papers_points(trained):
+    axes = plots.cosines(trained).axes
+    assert [len(a.lines) for a in axes] == [4, 4, 2, 2]
+    assert axes[0].lines[0].get_ydata().tolist() == [0.0, 0.2, 0.3]
+    assert axes[1].lines[2].get_ydata()[0] == pytest.approx(0.3)
+    paper = dict(zip(*axes[2].lines[0].get_data(), strict=True))
+    assert (paper[10], paper[1000]) == (0.73, 0.95)
+    assert dict(zip(*axes[3].lines[1].get_data(), strict=True))[1000] == 0.09
+
+
+def test_evolution_shows_the_kept_maps_by_epoch(trained):
+    axes = plots.evolution(trained).axes
+    assert [a.get_title() for a in axes] == ["epoch 0: NMI 0.000", "epoch 3: NMI 0.300"]
+    assert len(axes[1].collections[0].get_offsets()) == 2
+
+
+def test_scores_by_epoch_shows_every_seed(trained):
+    axes = plots.scores_by_epoch(trained).axes
+    assert [len(a.lines) for a in axes] == [2, 2, 2, 2]
+    assert axes[0].lines[0].get_ydata().tolist() == [0, 0.1, 0.2, 0.3]
+
+
+def test_cases_shows_the_pictures_with_class_cluster_and_confidence(record, digits):
+    cases = {"kind": ["right", "wrong", "wrong"], "image": [0, 5, 7], "label": [0, 5, 7], "cluster": [3, 1, 2],
+             "confidence": [0.99, 0.9, 0.8]}  # fmt: skip
+    axes = plots.cases([{**record, "cases": cases}], "wrong", digits.images).axes
+    assert [a.get_title() for a in axes] == ["class 5\ncluster 1\n0.900", "class 7\ncluster 2\n0.800"]
+    assert np.array_equal(axes[0].images[0].get_array(), digits.images[5, 0])
+
+
+def test_cases_without_the_data_set_says_so(record):
+    drawn = plots.cases([record], "wrong", None)
+    assert drawn.axes[0].texts[0].get_text() == "the data set is not at hand"
+
+
+def test_online_shows_a_stream(record):
+    online = {
+        "assign": {"batch_size": [1, 8], "milliseconds": [2.0, 3.0]},
+        "stream": {"images": [10, 20], "nmi": [0.5, 0.6], "nmi_kmeans": [0.7, 0.8]},
+        "once": {"1": {"images": [10], "nmi": [0.1]}, "20": {"images": [10], "nmi": [0.4]}},
+    }
+    axes = plots.online([{**record, "online": online}]).axes
+    assert axes[0].lines[0].get_ydata().tolist() == [2.0, 3.0]
+    assert [line.get_ydata()[-1] for line in axes[1].lines] == [0.6, 0.8]
+    assert [line.get_ydata()[0] for line in axes[2].lines] == [0.1, 0.4, record["scores"]["nmi"]]
 
 
 def test_view_pairs_shows_images_and_their_views(digits):
@@ -92,7 +159,9 @@ def test_saved_figures_are_equal_byte_by_byte(record, tmp_path):
         assert len(one) > 5000
 
 
-@pytest.mark.parametrize("draw", [plots.losses, plots.confusion, plots.feature_space])
+@pytest.mark.parametrize(
+    "draw", [plots.losses, plots.confusion, plots.feature_space, plots.cosines, plots.evolution, plots.online]
+)
 def test_what_was_not_run_is_shown_as_not_run(draw):
     assert [text.get_text() for text in draw([]).axes[0].texts] == ["not run"]
 

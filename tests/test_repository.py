@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ccrepro import results
+from ccrepro import report, results, tables
 from ccrepro.config import RECIPES, recipe
 
 ROOT = Path(__file__).parents[1]
@@ -18,14 +18,14 @@ RECORDS = sorted((ROOT / "results/runs").rglob("*.json"))
 
 def test_readme_shows_the_published_results():
     text = (ROOT / "README.md").read_text()
-    assert results.readme_with_results(text) == text, "README.md is stale: run `make tables`"
+    assert report.readme_with_results(text) == text, "README.md is stale: run `make tables`"
 
 
-@pytest.mark.parametrize("name", results.TABLES)
+@pytest.mark.parametrize("name", tables.TABLES)
 @pytest.mark.parametrize("profile", [p for p in RECIPES if results.load_records(p)])
 def test_tables_follow_from_the_run_records(profile, name):
     saved = (ROOT / f"results/tables/{profile}/{name}.md").read_text()
-    assert results.markdown(name, results.load_runs(profile)) == saved, "run `make tables`"
+    assert tables.with_rule(name, results.load_runs(profile)) == saved, "run `make tables`"
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: "/".join(p.parts[-3:]))
@@ -61,7 +61,7 @@ def test_make_help_lists_every_target_a_reader_is_told_of():
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     told = set(re.findall(r"`make (\w+)", (ROOT / "README.md").read_text()))
     assert told <= set(re.findall(r"^  make (\w+)", shown, flags=re.M))
-    assert {"reproduce", "test", "tables", "lab"} <= told
+    assert {"reproduce", "test", "tables", "report", "plan", "lab"} <= told
 
 
 def test_makefile_runs_the_papers_data_sets():

@@ -82,7 +82,9 @@ def test_plain_run_is_published_and_found(root, digits):
     assert runs.loc[0, "acc"] == record["scores"]["acc"]
     records = results.load_records("demo")
     assert [r["seed"] for r in results.find_records(records, "kmeans-pixels")] == [3]
-    assert results.find_records(records, "kmeans-pixels", "cifar10") == results.find_records(records, "cc") == []
+    assert results.find_records(records, "cc") == []
+    assert [r["seed"] for r in results.load_records("demo", datasets=["digits"], seeds=[3, 4])] == [3]
+    assert results.load_records("demo", datasets=["cifar10"]) == results.load_records("demo", seeds=[4]) == []
 
 
 def test_run_logs_every_epoch_and_prints_now_and_then(root, patterns, tiny, capsys):

@@ -8,6 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from ccrepro import augmentations
+from ccrepro import train as train_module
 from ccrepro.config import recipe
 from ccrepro.errors import ConfigError, NumericalError
 from ccrepro.evaluate import evaluate
@@ -172,3 +173,79 @@ def test_a_baseline_trains_nothing(patterns):
 def test_cuda_without_gpu():
     with pytest.raises(ConfigError, match="no CUDA device"):
         choose_device(recipe("digits", device="cuda"))
+
+
+def test_streamed_batches_are_the_indexed_ones(patterns):
+    images, order = torch.from_numpy(patterns.images), torch.randperm(96).view(8, 12)
+    cpu = torch.device("cpu")
+    streamed, indexed = train_module._streamed(images, order, cpu), train_module._indexed(images, order, cpu)
+    assert all(torch.equal(a, b) for a, b in zip(streamed, indexed, strict=True))
+
+
+def test_bf16_is_near_fp32_and_losses_stay_in_fp32(patterns, tiny):
+    config = dataclasses.replace(tiny, precision="bf16")
+    view_a, view_b = next(pairs(*tensors(patterns), tiny, epoch=0))
+    model = build(tiny, 1).train()
+    exact, _ = train_module.losses(model, view_a, view_b, tiny, "both")
+    rough, numbers = train_module.losses(model, view_a, view_b, config, "both")
+    assert rough.dtype == numbers["instance_loss"].dtype == torch.float32
+    assert rough.item() != exact.item()
+    assert rough.item() == pytest.approx(exact.item(), abs=0.05)
+
+
+def test_step_returns_the_numbers_it_says(patterns, tiny):
+    view_a, view_b = next(pairs(*tensors(patterns), tiny, epoch=0))
+    state = train_module.start(tiny, patterns)
+    found = step(state.model, state.optimizer, view_a, view_b, tiny)
+    assert set(found) == set(train_module.NUMBERS)
+    gradients = torch.cat([p.grad.ravel() for p in state.model.parameters()])
+    assert found["gradient_norm"].item() == pytest.approx(gradients.norm().item(), rel=1e-5)
+    assert 1 <= found["clusters_used"] <= 3
+
+
+def test_signals_count_clusters_by_their_largest_assignment():
+    p = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.1, 0.1], [0.2, 0.7, 0.1], [0.6, 0.2, 0.2]])
+    found = train_module.signals(torch.rand(4, 5), torch.rand(4, 5), p, p)
+    assert found["clusters_used"] == 2
+    assert found["largest_share"] == 0.75
+
+
+@pytest.mark.parametrize(("optimizer", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
+def test_optimizers_are_torchs(patterns, tiny, optimizer, kind):
+    found = train_module.start(dataclasses.replace(tiny, optimizer=optimizer, weight_decay=0.01), patterns).optimizer
+    assert type(found) is kind
+    assert found.param_groups[0]["weight_decay"] == 0.01
+    assert found.param_groups[0].get("momentum", 0.9) == 0.9
+
+
+def test_rate_rises_before_it_falls():
+    config = recipe("digits", lr=1.0, schedule="cosine", epochs=100, warmup=0.05)
+    rates = [learning_rate(config, e) for e in range(100)]
+    assert rates[0] == pytest.approx(0.2)
+    assert rates.index(max(rates)) == 4
+    assert rates[-1] < 0.001
+
+
+def test_auto_is_decided_by_machine_and_maps(monkeypatch):
+    fast = recipe("cifar10", "fast")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for amx in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
+        found = train_module.resolve(fast)
+        assert (found.device, found.compile) == ("cpu", "off")
+        assert found.precision == ("bf16" if amx else "fp32")
+        small = train_module.resolve(dataclasses.replace(fast, stem="imagenet"))
+        assert small.precision == "fp32"  # maps of 8×8: measured slower
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    found = train_module.resolve(fast)
+    assert (found.device, found.precision, found.compile) == ("cuda", "bf16", "reduce-overhead")
+    assert train_module.resolve(dataclasses.replace(fast, image_size=224)).compile == "default"
+    assert train_module.resolve(recipe("cifar10", "paper")).precision == "fp32"
+
+
+def test_channel_statistics_are_those_of_all_pixels(generator):
+    images = (torch.rand(23, 3, 5, 6, generator=generator) * 255).byte()
+    mean, deviation = train_module.channel_statistics(images.numpy(), at_once=7)
+    assert_close(mean, (images / 255).mean((0, 2, 3)))
+    assert_close(deviation, (images / 255).double().std((0, 2, 3), correction=0).float())

@@ -1,11 +1,12 @@
 """Name of a data set → `ImageSet`: all its images as one uint8 array, with labels for scoring only."""
 
+import dataclasses
 import hashlib
 import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,6 +77,25 @@ def load(name: str, root: str | Path | None = None, skip_bad: bool = False) -> I
     if not skip_bad:
         _check_counts(data, root)
     return data
+
+
+def sample(data: ImageSet, n: int, seed: int) -> ImageSet:
+    """At most ``n`` of the images, drawn at random, in their order; 0 takes all. Equal seeds draw the same."""
+    if not 0 < n < len(data.images):
+        return data
+    rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:n])
+    labels = None if data.labels is None else data.labels[rows]
+    return dataclasses.replace(data, images=data.images[rows], sizes=data.sizes[rows], labels=labels)
+
+
+def at_hand(records: list[dict[str, Any]], root: str | Path | None = None) -> np.ndarray | None:
+    """The images that the first record speaks of, uint8 (N, C, S, S); None where they would have to be fetched."""
+    if not records:
+        return None
+    name, root = records[0]["dataset"], data_root(root)
+    if name != "digits" and not (root / "packed" / name).exists() and find_source(name, root) is None:
+        return None
+    return sample(load(name, root), records[0]["config"].get("sample", 0), records[0]["seed"]).images
 
 
 def find_source(name: str, root: Path) -> Bundle | Files | None:

@@ -72,6 +72,7 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Packe
     """Pack a source. Raises `DataError` (exit code 3) that lists every bad file, unless they are to be skipped."""
     scratch = folder.with_name(f"{folder.name}.partial")
     if isinstance(source, Files):
+        _check_space(folder, len(source.paths) * 3 * source.side**2)
         arrays, sizes = _decoded(scratch, source, fingerprint(source), skip_bad)
     else:
         arrays = source.read()
@@ -95,6 +96,15 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Packe
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)
     return read(folder)
+
+
+def _check_space(folder: Path, needed: int) -> None:
+    """Raise `DataError` before anything is decoded where the disk would be full in the middle of it."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder.parent).free
+    if free < needed:
+        what, fix = f"too little space for {needed / 1e9:.1f} GB of pictures", "Free some, or choose another --data-dir"
+        raise DataError(what, str(folder.parent), f"{free / 1e9:.1f} GB are free", fix)
 
 
 def _decoded(scratch: Path, source: Files, made_from: str, skip_bad: bool) -> tuple[Arrays, np.ndarray]:

@@ -169,12 +169,21 @@ def tiny_imagenet(root: Path) -> Files:
 
 
 def folder(path: Path, side: int = 256) -> Files:
-    """Any folder of pictures: labels from its sub-folders where it has some, otherwise none."""
+    """Any folder of pictures: labels from its sub-folders where these hold some, otherwise none.
+
+    Raises `DataError` for a path that is no folder, a folder without pictures, and an empty
+    sub-folder beside classes.
+    """
     if not path.is_dir():
         raise DataError(f"no folder {path}", "data set", "Write folder:PATH with a folder of pictures", "Correct it")
-    classes = {p.name: image_files(p, deep=True) for p in sorted(path.iterdir()) if p.is_dir()}
+    folders = [p for p in sorted(path.iterdir()) if p.is_dir() and not p.name.startswith(".")]
+    classes = {p.name: image_files(p, deep=True) for p in folders}
     classes = {name: paths for name, paths in classes.items() if paths}
     if classes:
+        empty = [p.name for p in folders if not any(p.iterdir())]
+        if empty:
+            what, allowed = f"empty class folders: {', '.join(empty)}", "A sub-folder is a class and must hold pictures"
+            raise DataError(what, str(path), allowed, "Add some, or remove it")
         return _listed(classes, list(classes), side)
     paths = image_files(path)
     if not paths:
