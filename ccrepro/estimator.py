@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ccrepro import augmentations, stream, train
 from ccrepro.checkpoint import load_model, save_model
-from ccrepro.config import OWN, own_recipe
+from ccrepro.config import OWN, Config, own_recipe
 from ccrepro.datasets import ImageSet, as_tensor, own
 from ccrepro.errors import ConfigError, PictureError
 from ccrepro.model import ContrastiveClusteringModel
@@ -144,21 +144,7 @@ class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         It can compare settings and numbers of clusters, on pictures that were not fitted; it cannot tell whether the
         clusters are those you have in mind.
         """
-        images = self._predictable(X)
-        generator = train.epoch_generator(VIEWS_SEED, 0)
-        sizes, shape, config = torch.tensor([images.shape[2:]] * len(images)), images.shape[2:], self.config_
-        clusters = []
-        for _ in range(2):
-            drawn, parts = augmentations.draw(generator, sizes, shape, config), []
-            for i in range(0, len(images), 256):
-                batch = torch.from_numpy(images[i : i + 256])
-                views = augmentations.apply(batch, drawn[i : i + 256], config.image_size, config.blur_kernel)
-                pixels = (views.clamp(0, 1) * 255).round().byte().numpy()
-                parts.append(stream.outputs(self.model_, pixels, config.image_size).p.argmax(1))
-            clusters.append(np.concatenate(parts))
-        if len(np.unique(np.concatenate(clusters))) == 1:
-            return 0.0
-        return float(adjusted_mutual_info_score(*clusters))
+        return view_agreement(self.model_, self.config_, self._predictable(X))
 
     def save(self, path: str | Path) -> Path:
         """Write the fitted model to one safetensors file, which `load` and ``ccrepro predict`` take."""
@@ -296,6 +282,24 @@ class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         sizes = np.broadcast_to(np.array(images.shape[2:]), (len(images), 2))
         digest = hashlib.sha256(images.tobytes()).hexdigest()
         return ImageSet("the pictures given", images, sizes, None, (), digest)
+
+
+def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np.ndarray) -> float:
+    """The adjusted mutual information between the clusters of two augmented views of uint8 (N, C, H, W) images; 0
+    where all is one cluster. The views are the same for every model of the same settings."""
+    generator, shape = train.epoch_generator(VIEWS_SEED, 0), images.shape[2:]
+    sizes, clusters = torch.tensor([shape] * len(images)), []
+    for _ in range(2):
+        drawn, parts = augmentations.draw(generator, sizes, shape, config), []
+        for i in range(0, len(images), 256):
+            batch = as_tensor(images[i : i + 256])
+            views = augmentations.apply(batch, drawn[i : i + 256], config.image_size, config.blur_kernel)
+            pixels = (views.clamp(0, 1) * 255).round().byte().numpy()
+            parts.append(stream.outputs(model, pixels, config.image_size).p.argmax(1))
+        clusters.append(np.concatenate(parts))
+    if len(np.unique(np.concatenate(clusters))) == 1:
+        return 0.0
+    return float(adjusted_mutual_info_score(*clusters))
 
 
 def _is_sparse(x: Any) -> bool:

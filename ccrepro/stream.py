@@ -93,7 +93,7 @@ class Timing:
         if self.latencies:
             middle, slow = np.percentile(self.latencies, [50, 95]) * 1000
             text += f"; from path to answer {middle:.0f} ms in the median, {slow:.0f} ms for the slowest twentieth"
-        return text + (f"; {self.bad:,} bad pictures" if self.bad else "")
+        return text + (f"; {self.bad:,} of them bad" if self.bad else "")
 
 
 def predict(

@@ -281,7 +281,7 @@ def test_bad_files_are_named(tmp_path):
     ("parameters", "says"),
     [
         ({"n_clusters": 1}, "n_clusters is 1"),
-        ({"epochs": 0}, "epochs is 0"),
+        ({"epochs": -1}, "epochs is -1"),
         ({"backbone": "vgg"}, "unknown backbone 'vgg'"),
         ({"settings": {"temprature": 1}}, "unknown setting 'temprature'"),
         ({"batch_size": 500}, "batch_size is 500, but the collection has 30 images"),
