@@ -1,8 +1,26 @@
 """Contrastive Clustering (Li et al., AAAI 2021), reproduced.
 
 The modules in the order in which data flows; each imports only from those before it:
-errors, config, files, datasets, augmentations, model, loss, train, checkpoint, metrics, baselines, evaluate, run,
-online, results, tables, claims, plots, report, plan, lesson, parameters, notebook, cli.
+errors, config, files, datasets, augmentations, model, loss, checkpoint, foreign, train, metrics, baselines, evaluate,
+run, stream, online, estimator, results, tables, claims, plots, report, plan, lesson, collection, parameters, notebook,
+cli.
+
+``ContrastiveClustering``, the scikit-learn estimator, can be imported from here.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ccrepro.estimator import ContrastiveClustering
+
 __version__ = "0.1.0"
+__all__ = ["ContrastiveClustering"]
+
+
+def __getattr__(name: str) -> Any:
+    """The estimator, when it is asked for: it needs torch, which takes seconds to import."""
+    if name == "ContrastiveClustering":
+        from ccrepro.estimator import ContrastiveClustering
+
+        return ContrastiveClustering
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

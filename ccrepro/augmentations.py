@@ -158,8 +158,11 @@ def _resize_weights(start: Tensor, length: Tensor, n_in: int, n_out: int) -> Ten
     scale = (length / n_out)[:, None, None]
     centre = (torch.arange(n_out, device=start.device)[None, :, None] + 0.5) * scale
     pixel = torch.arange(n_in, device=start.device)[None, None, :] - start[:, None, None]
-    weights = (1 - (pixel + 0.5 - centre).abs() / scale.clamp(min=1)).clamp(min=0)
-    weights = weights * ((pixel >= 0) & (pixel < length[:, None, None]))
+    middle = pixel + 0.5
+    distance = (middle - centre).abs()
+    weights = (1 - distance / scale.clamp(min=1)).clamp(min=0)
+    # Pixels of the stretch; and, where it is a fraction of a pixel off the grid, always the one that is sampled.
+    weights = weights * (((middle > 0) & (middle < length[:, None, None])) | (distance <= 0.5))
     return weights / weights.sum(2, keepdim=True)
 
 

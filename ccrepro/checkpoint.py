@@ -1,17 +1,21 @@
 """Weights and checkpoints on disk: whole or absent, never silently damaged, and without pickle."""
 
+import dataclasses
 import hashlib
 import json
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from ccrepro import files
+from ccrepro.config import Config
 from ccrepro.errors import CheckpointError
+from ccrepro.model import ContrastiveClusteringModel, build
 
 KEPT = 2  # checkpoints: the newest, and the one before in case the newest is damaged
 SEAL = ', "sha256": "'  # the last key of the JSON file: the hash of all that stands before it
@@ -128,7 +132,7 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
         tensors = load(blob)
     except (SafetensorError, ValueError, OverflowError) as error:
         raise CheckpointError(
-            f"{path.name} is {_kind(blob)}",
+            f"{path.name} is {describe_kind(blob)}",
             str(path),
             "It must be a whole safetensors file",
             "Get it again from its source",
@@ -141,8 +145,8 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     return tensors
 
 
-def _kind(blob: bytes) -> str:
-    """What a file that is no safetensors looks like."""
+def describe_kind(blob: bytes, expected: str = "a safetensors file") -> str:
+    """What a file that is not the ``expected`` looks like."""
     head = blob[:200].lstrip().lower()
     if not blob:
         return "empty: 0 bytes"
@@ -155,7 +159,7 @@ def _kind(blob: bytes) -> str:
     size = int.from_bytes(blob[:8], "little")
     if blob[8:9] == b"{" and size < 100_000_000:
         return f"cut off or damaged: {len(blob):,} bytes"
-    return "not a safetensors file"
+    return f"not {expected}"
 
 
 def save_weights(model: nn.Module, path: str | Path) -> Path:
@@ -177,3 +181,55 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
         what, fix = f"weights of another model: {'; '.join(parts)}", "Give the settings that it was trained with"
         raise CheckpointError(what, str(path), "Backbone, stem and heads must be the same", fix)
     model.load_state_dict(tensors)
+
+
+def save_model(model: ContrastiveClusteringModel, config: Config, path: str | Path, **facts: Any) -> Path:
+    """A trained model in one safetensors file: weights, the settings that rebuild it, and ``facts`` (JSON values) on
+    the pictures it takes, all under one SHA-256. `load_model` needs nothing else."""
+    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
+    about = json.dumps({"config": dataclasses.asdict(config), "channels": model.backbone.conv1.in_channels, **facts})
+    blob = save(tensors, {"ccrepro": about, "sha256": _hash(about + _tensors_hash(tensors))})
+    return files.atomic_write(path, blob)
+
+
+def load_model(path: str | Path) -> tuple[ContrastiveClusteringModel, Config, dict[str, Any]]:
+    """The model in evaluation mode on the CPU, its settings and the facts on its pictures.
+
+    path: a file of `save_model`, or the folder of a finished run. Raises `CheckpointError` for anything else, and for
+    a file that is damaged; nothing in it can run.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / "run.json").exists():
+        record = json.loads((path / "run.json").read_text())
+        about = {"config": record["config"], "channels": record["packed_shape"][0]}
+        about |= {"side": record["packed_shape"][1]}
+        path = path / "model.safetensors"
+    else:
+        path = path / "model.safetensors" if path.is_dir() else path
+        about = None
+    tensors = read_tensors(path)
+    about = about or _about(path, tensors)
+    config = Config(**about.pop("config"))
+    model = build(config, about["channels"])
+    load_weights(model, path)
+    return model.to(memory_format=torch.channels_last).eval(), config, about
+
+
+def _about(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """What `save_model` wrote beside the tensors, all of it being as it was written."""
+    blob = path.read_bytes()
+    notes = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")]).get("__metadata__", {})
+    if "ccrepro" not in notes:
+        what, allowed = f"{path.name} holds weights without their settings", "It must be a model that ccrepro saved"
+        raise CheckpointError(what, str(path), allowed, "Give the run's folder, or the file that `save` wrote")
+    if notes.get("sha256") != _hash(notes["ccrepro"] + _tensors_hash(tensors)):
+        raise _damaged(path, f"its {len(blob):,} bytes do not match their SHA-256")
+    return json.loads(notes["ccrepro"])
+
+
+def _tensors_hash(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()

@@ -4,13 +4,13 @@ import argparse
 import dataclasses
 import itertools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
-from ccrepro.config import RECIPES, Config, read_settings, recipe
+from ccrepro.config import OWN, RECIPES, Config, read_settings, recipe
 from ccrepro.errors import CcreproError, ConfigError, unknown
 
 
@@ -107,17 +107,58 @@ def _parser() -> Parser:
     stream = add("online", _online, "measure a finished run of the full method on a stream of its images")
     _add_settings(stream)
     stream.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    _add_pictures(add)
+    _add_models(add)
     return parser
+
+
+def _add_pictures(add: Callable[..., Parser]) -> None:
+    """The commands for a folder of one's own."""
+    cluster = add("cluster", _cluster, "cluster a folder of pictures: CSV, contact sheets, an HTML gallery, the model")
+    cluster.add_argument("folder", help="pictures, in it and in its sub-folders")
+    cluster.add_argument("--n-clusters", required=True, metavar="K", help="10; or 2:20 tries each and suggests one")
+    cluster.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    cluster.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
+    fixed = ("dataset", "profile", "variant", "n_clusters", "baseline", "unlabeled", "sample")
+    _add_options(cluster, [f for f in dataclasses.fields(Config) if f.name not in fixed])
+    predict = add("predict", _predict, "the cluster of each picture, one JSON line each as soon as it is known")
+    embed = add("embed", _embed, "the features of each picture, to one .npz or .parquet file")
+    for command in (predict, embed):
+        command.add_argument("model", help="model.safetensors, or the folder of a finished run or of cluster --out")
+        command.add_argument("source", help="a folder, a picture, or - for paths on standard input")
+    embed.add_argument("--out", required=True, metavar="FILE", help="FILE.npz or FILE.parquet")
+
+
+def _add_models(add: Callable[..., Parser]) -> None:
+    """The commands for trained models and published results."""
+    evaluate = add("evaluate", _evaluate, "score a trained model on a data set: NMI, ACC, ARI")
+    evaluate.add_argument("model", nargs="?", help="the folder of a finished run, or a saved model")
+    evaluate.add_argument("--authors-checkpoint", metavar="FILE", help="checkpoint_N.tar of the authors' code, instead")
+    evaluate.add_argument("--dataset", help="its name; else the one that the model was trained on")
+    evaluate.add_argument("--backbone", default=argparse.SUPPRESS, help="of the authors' checkpoint; else resnet34")
+    evaluate.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    export = add("export", _export, "write a trained model as a checkpoint of the authors' code")
+    export.add_argument("model", help="the folder of a finished run, or a saved model")
+    export.add_argument("file", help="the checkpoint to write, such as checkpoint_1000.tar")
+    table = add("table", _table, "print a table of the paper: reported numbers beside ours")
+    table.add_argument("table", nargs="?", help="its name; else all of them")
+    table.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+    watch = add("watch", _watch, "show a run's log in the terminal while it grows")
+    watch.add_argument("run", help="folder of the run: runs/…, or cluster --out")
+    watch.add_argument("--once", action="store_true", help="show it as it is, and end")
 
 
 def _add_settings(command: Parser) -> None:
     """One option per field of `Config`; a value is checked by the field's own rule."""
     command.add_argument("dataset", help="name of the data set")
-    for f in dataclasses.fields(Config):
-        if f.name != "dataset":
-            text = f"{f.metadata['doc']} ({f.metadata['rule'].allowed})".replace("%", "%%")
-            command.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="X", help=text)
+    _add_options(command, [f for f in dataclasses.fields(Config) if f.name != "dataset"])
     command.add_argument("--settings", metavar="FILE", help="YAML file of settings; options on the command line win")
+
+
+def _add_options(command: Parser, fields: Sequence[dataclasses.Field]) -> None:
+    for f in fields:
+        text = f"{f.metadata['doc']} ({f.metadata['rule'].allowed})".replace("%", "%%")
+        command.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="X", help=text)
 
 
 def _config(options: argparse.Namespace) -> Config:
@@ -228,3 +269,62 @@ def _online(options: argparse.Namespace) -> None:
     result = online.measure(config, data)["assign"]
     for size, same, rate in zip(result["batch_size"], result["same"], result["images_per_second"], strict=True):
         print(f"{config.cell}  {size} at once: {rate:,.0f} images/s, {same:.2%} assigned as offline")
+
+
+def _cluster(options: argparse.Namespace) -> None:
+    names = {f.name for f in dataclasses.fields(Config)} - {"n_clusters"}
+    settings = {name: value for name, value in vars(options).items() if name in names}
+    recipe(OWN, OWN, **settings)  # mistakes are told before torch is imported
+    from ccrepro import collection
+
+    collection.run(options.folder, options.n_clusters, options.out, options.skip_bad, settings)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from ccrepro import serve
+
+    serve.predict(options.model, options.source)
+
+
+def _embed(options: argparse.Namespace) -> None:
+    from ccrepro import serve
+
+    serve.embed(options.model, options.source, options.out)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    if (options.model is None) == (options.authors_checkpoint is None):
+        raise ConfigError("which model?", "evaluate", "A MODEL, or --authors-checkpoint FILE", "Give one of the two")
+    from ccrepro import serve
+
+    backbone = {"backbone": options.backbone} if "backbone" in options else {}
+    if options.authors_checkpoint:
+        config = recipe(options.dataset or "cifar10", "paper", **backbone)
+        serve.evaluate_authors(options.authors_checkpoint, config, options.data_dir)
+    else:
+        serve.evaluate(options.model, options.dataset, options.data_dir)
+
+
+def _export(options: argparse.Namespace) -> None:
+    from ccrepro import checkpoint, foreign
+
+    model, config, _ = checkpoint.load_model(options.model)
+    print(foreign.save_authors(model, config, options.file, config.epochs))
+
+
+def _table(options: argparse.Namespace) -> None:
+    from ccrepro import results, tables
+
+    if options.profile not in RECIPES:
+        raise unknown("profile", options.profile, "--profile", RECIPES)
+    if options.table is not None and options.table not in tables.TABLES:
+        raise unknown("table", options.table, "table", tables.TABLES)
+    runs = results.load_runs(options.profile)
+    for name in [options.table] if options.table else tables.TABLES:
+        print(tables.markdown(name, runs))
+
+
+def _watch(options: argparse.Namespace) -> None:
+    from ccrepro import watch
+
+    watch.watch(Path(options.run), options.once)

@@ -39,6 +39,8 @@ DATASETS = {
     "imagewoof": Facts("Imagewoof (stand-in)", 9_025, 10),
 }
 
+OWN = "own"  # stands in `Config.dataset` for anybody's pictures, of which nothing is known beforehand
+
 
 class Rule(NamedTuple):
     """What a setting must satisfy, and how to say so. ``names`` lists all values where they can be listed."""
@@ -70,6 +72,7 @@ def one_of(*names: str) -> Rule:
 
 ODD = Rule(lambda v: v >= 3 and v % 2 == 1, "odd and at least 3")
 ANY = Rule(lambda v: True, "true or false")
+TEXT = Rule(lambda v: True, "a text")
 
 
 def option(default: Any, rule: Rule, doc: str, machine: bool = False) -> Any:
@@ -167,6 +170,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "imagenet-dogs": {**STRONG, "blur": 0.5, "n_clusters": 15},
         "tiny-imagenet": {"n_clusters": 200},
     },
+    # Ours, for anybody's pictures: the fast profile's. `own_recipe` adds what depends on how many and how large.
+    "own": {OWN: {**FAST, "image_size": 32, "stem": "cifar", "batch_size": 32, "epochs": 100}},
 }
 
 
@@ -178,7 +183,7 @@ class Config:
     clusters, or a larger batch, than images.
     """
 
-    dataset: str = option("cifar10", one_of(*DATASETS), "name of the data set")
+    dataset: str = option("cifar10", one_of(*DATASETS, OWN), "name of the data set")
     profile: str = option("paper", one_of(*RECIPES), "book of recipes that the settings come from")
     variant: str = option("cc", one_of(*VARIANTS), "the full method, an ablation of it or a baseline")
     seed: int = option(42, between(0, 2**31 - 1), "of weights, order of images and augmentation [code: 42]")
@@ -204,6 +209,7 @@ class Config:
     blur_sigma: tuple[float, float] = option((0.1, 2.0), ordered(100), "range of the blur's deviation [code]")
 
     backbone: str = option("resnet34", one_of("resnet18", "resnet34", "resnet50", "small"), "[§4.2, Table 5]")
+    pretrained: str = option("", TEXT, "backbone's start: 'imagenet' (torchvision's weights), or a file [paper: none]")
     stem: str = option("imagenet", one_of("imagenet", "cifar"), "7×7 stride 2 and max-pool, or 3×3 [code]")
     normalize: bool = option(False, ANY, "give the network pixels of mean 0 and deviation 1 per channel [code: no]")
     head_norm: bool = option(False, ANY, "batch-norm in the hidden layer of both heads [code: no]")
@@ -241,7 +247,7 @@ class Config:
     def __post_init__(self):
         for f in dataclasses.fields(self):
             object.__setattr__(self, f.name, _valid(f, getattr(self, f.name)))
-        facts = DATASETS[self.dataset]
+        facts = DATASETS.get(self.dataset, Facts("the collection", 2**31, 0))
         check_fits(self, facts.images, facts.title)
         if not self.epochs and self.variant != "untrained":
             fix = "Write epochs=1, or variant=untrained"
@@ -280,6 +286,25 @@ def recipe(dataset: str, profile: str = "demo", variant: str = "cc", seed: int =
         check_name(name)
     settings = {**RECIPES[profile][dataset], **VARIANTS[variant], **overrides}
     return Config(dataset=dataset, profile=profile, variant=variant, seed=seed, **settings)
+
+
+def own_recipe(n_clusters: int, n_images: int, shape: tuple[int, int, int], **overrides: Any) -> Config:
+    """The settings for a collection of one's own: N images of ``shape`` (C, H, W), and what the caller changes.
+
+    Pictures of up to 64 pixels are seen as they are, through the 3×3 stem; larger ones at 128, through ImageNet's. A
+    batch is an eighth of the images, from 32 to 256 of them, and the learning rate is proportional to it.
+    """
+    side, batch = min(shape[1:]), overrides.get("batch_size") or min(n_images, max(32, min(256, n_images // 8)))
+    small, pretrained = side <= 64, overrides.get("pretrained", "")
+    settings: dict[str, Any] = {"batch_size": batch, "lr": FAST["lr"] * int(batch) / FAST["batch_size"]}
+    settings |= {"image_size": max(4, side) if small and not pretrained else 128}
+    settings |= {"stem": "cifar" if small and not pretrained else "imagenet"}
+    settings |= {"backbone": "small" if side <= 32 and not pretrained else "resnet18"}
+    if pretrained:
+        settings |= {"lr": settings["lr"] / 10, "epochs": 30}  # so that the start is not lost in the first steps
+    config = recipe(OWN, OWN, n_clusters=n_clusters, **{**settings, **overrides})
+    check_fits(config, n_images, "the collection")
+    return config
 
 
 def check_fits(config: Config, n_images: int, title: str) -> None:

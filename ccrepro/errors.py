@@ -36,6 +36,10 @@ class DataError(CcreproError):
     exit_code = 3
 
 
+class PictureError(DataError, ValueError):
+    """Pictures, given as arrays or as files, that cannot be clustered as they are."""
+
+
 class CheckpointError(CcreproError):
     """Weights or a checkpoint that cannot be read, written or used."""
 

@@ -371,3 +371,22 @@ def _ratios(axis: plt.Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 def _run_title(record: dict[str, Any]) -> str:
     return f"{DATASETS[record['dataset']].title}, {record['variant']}, seed {record['seed']}"
+
+
+@figure
+def cluster_numbers(suggested: int, measured: pd.DataFrame) -> Figure:
+    """What a sweep over K measured without labels, and the K that it suggests."""
+    result, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    names = {"agreement": "clusters of two views", "with_kmeans": "clusters and k-means on the features"}
+    for color, (name, label) in zip(COLORS, names.items(), strict=False):
+        axes[0].plot(measured.n_clusters, measured[name], "o-", color=color, label=label)
+    axes[0].set(ylabel="adjusted mutual information", title="agreement (1 always, 0 by chance)")
+    axes[1].plot(measured.n_clusters, measured.largest, "o-", color=COLORS[2], label="largest")
+    axes[1].plot(measured.n_clusters, measured.smallest, "o-", color=COLORS[3], label="smallest")
+    axes[1].set(ylabel="pictures", title="sizes of the clusters")
+    for axis in axes:
+        axis.axvline(suggested, color="0.5", ls="--", lw=1, label=f"suggested: K = {suggested}")
+        axis.set(xlabel="number of clusters K")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.legend(fontsize=8)
+    return result

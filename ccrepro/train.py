@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccrepro import augmentations
+from ccrepro import augmentations, foreign
 from ccrepro.checkpoint import Checkpoints
 from ccrepro.config import Config, check_fits
 from ccrepro.datasets import ImageSet, as_tensor
@@ -145,6 +145,8 @@ def start(config: Config, data: ImageSet) -> State:
         mean, deviation = channel_statistics(data.images)
         model.standardize.mean.copy_(mean[:, None, None])
         model.standardize.deviation.copy_(deviation[:, None, None])
+    if config.pretrained:
+        foreign.start_from_imagenet(model, config)
     model = model.to(choose_device(config), memory_format=torch.channels_last)
     if config.optimizer == "adam":
         optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)

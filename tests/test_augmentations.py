@@ -269,3 +269,15 @@ class TestDistributions:
 
     def test_blur_deviation_is_uniform(self, drawn):
         assert self.same_law(drawn.sigma[drawn.sigma > 0], torch.linspace(0.1, 2, self.n))
+
+
+def test_crops_off_the_grid_of_a_squeezed_picture_are_finite_and_in_place():
+    """A picture kept smaller than it was has boxes at fractions of its pixels; the tiniest ones lie inside a pixel."""
+    ramp = torch.arange(12.0).expand(1, 3, 12, 12) / 12
+    starts, lengths = torch.meshgrid(torch.linspace(0, 11, 67), torch.tensor([0.3, 0.75, 1.0, 3.75]), indexing="ij")
+    box = torch.stack([starts, starts, lengths, lengths], -1).reshape(-1, 4)
+    box = box[(box[:, 0] + box[:, 2]) <= 12]
+    views = A.resized_crop(ramp.expand(len(box), -1, -1, -1), box, torch.zeros(len(box)).bool(), 12)
+    assert views.isfinite().all()
+    middle = box[:, 1] + box[:, 3] / 2 - 0.5
+    torch.testing.assert_close(views.mean((1, 2, 3)) * 12, middle, atol=0.5, rtol=0)

@@ -1,0 +1,288 @@
+"""A folder of one's own pictures → clusters to look through: the CSV, contact sheets, a gallery, and the model.
+
+Letters: N pictures, S side of the square they are kept at, K clusters.
+"""
+
+import io
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import adjusted_mutual_info_score
+
+from ccrepro import files, stream
+from ccrepro.baselines import kmeans
+from ccrepro.checkpoint import Checkpoints, save_model
+from ccrepro.config import Config, own_recipe
+from ccrepro.datasets import ImageSet, own, pack
+from ccrepro.datasets.decode import BadImage
+from ccrepro.datasets.sources import Files
+from ccrepro.errors import ConfigError, PictureError
+from ccrepro.estimator import view_agreement
+from ccrepro.metrics import scores
+from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.train import Epoch, choose_device, start, train
+
+FEW = 1_000  # pictures, below which training from scratch is likely to lose against a pretrained start
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The pictures of a folder: their paths, relative to it and in order; the images, and the side S they are kept at.
+
+    Labels of ``data`` are the sub-folders, where every picture lies in one and there are two or more; they are used for
+    scores alone.
+    """
+
+    folder: Path
+    paths: tuple[str, ...]
+    data: ImageSet
+    side: int
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What training made of a collection. cluster, confidence: (N,). kmeans: (N,), of k-means on the features that
+    training started from where these were pretrained, otherwise on those it ended with."""
+
+    config: Config
+    model: ContrastiveClusteringModel
+    cluster: np.ndarray
+    confidence: np.ndarray
+    kmeans: np.ndarray
+    agreement: float  # of the clusters of two augmented views, as `ContrastiveClustering.score`
+    seconds: float
+
+
+def read(folder: str | Path, cache: Path, skip_bad: bool = False) -> Collection:
+    """All pictures of a folder and its sub-folders, decoded once into the folder ``cache``.
+
+    Raises `PictureError` where there is none, and `DataError` that lists the bad ones, unless they are to be skipped.
+    """
+    folder = Path(folder)
+    paths = own.list_pictures(folder)
+    base = folder.parent if folder.is_file() else folder
+    side = own.usual_side(paths)
+    if skip_bad:
+        paths = _good(paths, side)
+    labels, names = _classes(paths, base)
+    source = Files(paths, labels, names, side)
+    packed = pack.read(cache, pack.fingerprint(source)) or pack.write(cache, source)
+    relative = tuple(str(path.relative_to(base)) for path in paths)
+    return Collection(base, relative, ImageSet(f"the pictures of {folder}", *packed), side)
+
+
+def _good(paths: Sequence[Path], side: int) -> list[Path]:
+    """Those that can be read; the others are named."""
+    good = []
+    with ThreadPoolExecutor() as pool:
+        for path, picture in zip(paths, pool.map(own.read, paths, repeat(side)), strict=True):
+            if isinstance(picture, BadImage):
+                print(f"left out: {path}: {picture}", file=sys.stderr)
+            else:
+                good.append(path)
+    if not good:
+        raise PictureError(f"all of {len(paths)} pictures are bad", "pictures", "Some must be readable", "See above")
+    return good
+
+
+def _classes(paths: Sequence[Path], base: Path) -> tuple[np.ndarray | None, list[str]]:
+    """The first sub-folder of each picture, as labels; None where some picture lies in none, or all in one."""
+    tops = [path.relative_to(base).parts[0] if path.parent != base else None for path in paths]
+    names = sorted({top for top in tops if top})
+    if None in tops or len(names) < 2:
+        return None, []
+    return np.array([names.index(top) for top in tops], dtype=np.int64), names
+
+
+def cluster(
+    collection: Collection, n_clusters: int, out: Path, report: "Report | None" = None, **settings: Any
+) -> Clusters:
+    """Train on a collection, or go on where an earlier call was stopped, and cluster it. ``settings``: of `Config`."""
+    data = collection.data
+    config = own_recipe(n_clusters, len(data.images), data.images.shape[1:], **settings)
+    began, report = time.monotonic(), report or Report(out, f"K={n_clusters}")
+    before = None
+    if config.pretrained:
+        before = stream.outputs(start(config, data).model, data.images, config.image_size).h
+    checkpoints = Checkpoints(out / "training", config.checkpoint_seconds)
+    model, _ = train(config, data, report.of(config), checkpoints)
+    found = stream.outputs(model, data.images, config.image_size)
+    again = kmeans(found.z if before is None else before, config.n_clusters, config.seed)
+    agreement = view_agreement(model, config, data.images)
+    checkpoints.clear()
+    p, seconds = found.p, time.monotonic() - began
+    return Clusters(config, model, p.argmax(1), p.max(1), again, agreement, seconds)
+
+
+class Report:
+    """A JSON line per epoch in ``OUT/log.jsonl``, and on the terminal a line now and then with the time left."""
+
+    def __init__(self, out: Path, title: str, every_seconds: float = 10):
+        self.log, self.title, self.every = out / "log.jsonl", title, every_seconds
+        self.printed, self.first, self.began = -math.inf, None, time.monotonic()
+
+    def of(self, config: Config) -> Callable[[Epoch, ContrastiveClusteringModel], None]:
+        self.total = config.epochs
+        print(
+            f"{self.title}: {config.backbone}{' from ImageNet' if config.pretrained else ''}, {config.image_size}×"
+            f"{config.image_size} pixels, batches of {config.batch_size}, {config.epochs} epochs on "
+            f"{choose_device(config).type}",
+            flush=True,
+        )
+        return self
+
+    def __call__(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
+        number, now = epoch["epoch"], time.monotonic()
+        if number == 0:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self.log.write_text("")
+            return
+        with self.log.open("a") as file:
+            file.write(json.dumps({**epoch, "epochs": self.total}) + "\n")
+        self.first = number if self.first is None else self.first
+        if now - self.printed < self.every and number < self.total:
+            return
+        self.printed = now
+        rate = (now - self.began) / (number - self.first + 1)
+        print(
+            f"{self.title}: epoch {number}/{self.total}  loss {epoch['loss']:.3f}  "
+            f"clusters used {math.exp(epoch['entropy']):.1f}  {rate * (self.total - number):.0f} s left",
+            flush=True,
+        )
+
+
+def table(collection: Collection, found: Clusters) -> pd.DataFrame:
+    """path, cluster, confidence: one row per picture, in the order of the paths."""
+    columns = {"path": collection.paths, "cluster": found.cluster, "confidence": found.confidence.round(4)}
+    return pd.DataFrame(columns)
+
+
+def save(collection: Collection, found: Clusters, out: Path) -> None:
+    """Write clusters.csv, summary.json and model.safetensors into a folder."""
+    files.atomic_write(out / "clusters.csv", table(collection, found).to_csv(index=False))
+    files.atomic_write(out / "summary.json", json.dumps(summary(collection, found), indent=1) + "\n")
+    save_model(found.model, found.config, out / "model.safetensors", side=collection.side)
+
+
+def summary(collection: Collection, found: Clusters) -> dict[str, Any]:
+    """What can be said of the clusters, as JSON values; with scores where sub-folders are classes."""
+    sizes = np.bincount(found.cluster, minlength=found.config.n_clusters)
+    result = {
+        "pictures": len(found.cluster),
+        "n_clusters": found.config.n_clusters,
+        "sizes": sizes.tolist(),
+        "agreement_of_views": round(found.agreement, 4),
+        "kmeans_on": "the pretrained features" if found.config.pretrained else "the features learned here",
+        "agreement_with_kmeans": round(float(adjusted_mutual_info_score(found.cluster, found.kmeans)), 4),
+        "seconds": round(found.seconds, 1),
+    }
+    if collection.data.labels is not None:
+        result["scores"] = scores(collection.data.labels, found.cluster)
+        result["scores_kmeans"] = scores(collection.data.labels, found.kmeans)
+    return result
+
+
+def described(facts: dict[str, Any]) -> str:
+    """The summary in words, for the terminal."""
+    sizes = facts["sizes"]
+    used = sum(n > 0 for n in sizes)
+    lines = [
+        f"{facts['pictures']:,} pictures in {used} clusters of {min(n for n in sizes if n):,} to {max(sizes):,}, "
+        f"{facts['seconds']:.0f} s",
+        f"clusters of two augmented views agree: {facts['agreement_of_views']:.2f} (1 always, 0 by chance)",
+        f"agreement with k-means on {facts['kmeans_on']}: {facts['agreement_with_kmeans']:.2f}",
+    ]
+    if "scores" in facts:
+        for name, key in (("CC", "scores"), (f"k-means on {facts['kmeans_on']}", "scores_kmeans")):
+            values = "  ".join(f"{metric.upper()} {value:.3f}" for metric, value in facts[key].items())
+            lines.append(f"against the sub-folders' names, {name}: {values}")
+    if facts["pictures"] < FEW and facts["kmeans_on"] != "the pretrained features":
+        lines.append(
+            f"note: fewer than {FEW:,} pictures, trained from nothing: expect a start from ImageNet (--pretrained) to "
+            "do better on photographs"
+        )
+    return "\n".join(lines)
+
+
+def parse_clusters(text: str) -> list[int]:
+    """ "10" → [10]; "2:20" → [2, …, 20]; "2:20:3" → [2, 5, …, 20]. Raises `ConfigError`."""
+    try:
+        first, *rest = (int(part) for part in text.split(":", 2))
+        found = [first] if not rest else list(range(first, rest[0] + 1, *rest[1:]))
+    except ValueError:
+        found = []
+    if not found or found[0] < 2:
+        allowed = "K, or FIRST:LAST, or FIRST:LAST:STEP, from 2 on"
+        raise ConfigError(f"n_clusters is {text!r}", "--n-clusters", allowed, "Write 10, or 2:20")
+    return found
+
+
+def sweep(
+    collection: Collection, numbers: Iterable[int], out: Path, **settings: Any
+) -> tuple[pd.DataFrame, dict[int, Clusters]]:
+    """One training for each K. Returns what is measured of each, without labels, and its clusters; sweep.csv grows as
+    they are done.
+
+    Columns: n_clusters; used (clusters with a picture); agreement of the clusters of two augmented views; agreement
+    with k-means on the features; smallest and largest cluster.
+    """
+    numbers, done, rows, began = list(numbers), {}, [], time.monotonic()
+    for place, k in enumerate(numbers):
+        if place:
+            left = (time.monotonic() - began) / place * (len(numbers) - place)
+            print(f"K={k}: number {place + 1} of {len(numbers)}, {left:.0f} s left for all", flush=True)
+        found = done[k] = cluster(collection, k, out / "sweep" / f"{k:03d}", **settings)
+        facts = summary(collection, found)
+        row = {"n_clusters": k, "used": sum(n > 0 for n in facts["sizes"]), "agreement": facts["agreement_of_views"]}
+        row |= {"with_kmeans": facts["agreement_with_kmeans"], "smallest": min(facts["sizes"])}
+        rows.append(row | {"largest": max(facts["sizes"])})
+        files.atomic_write(out / "sweep.csv", pd.DataFrame(rows).to_csv(index=False))
+    return pd.DataFrame(rows), done
+
+
+def suggest(measured: pd.DataFrame) -> tuple[int, str]:
+    """A number of clusters, from `sweep`'s measurements, and why: the K whose clusters agree best, both across views
+    and with k-means."""
+    both = measured.agreement * measured.with_kmeans.clip(lower=0)
+    best = measured.loc[both.idxmax()]
+    near = measured[(both >= 0.95 * both.max()) & (measured.n_clusters != best.n_clusters)].n_clusters.tolist()
+    reason = (
+        f"two augmented views of a picture fall into the same cluster most consistently there (agreement "
+        f"{best.agreement:.2f}), and k-means on the features finds the same groups (agreement {best.with_kmeans:.2f}); "
+        "both are corrected for chance, and their product is largest"
+    )
+    reason += f". Nearly as good: {', '.join(map(str, near))}" if near else ""
+    return int(best.n_clusters), reason
+
+
+def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings: dict[str, Any]) -> None:
+    """Cluster a folder into ``out``: clusters.csv, summary.json, model.safetensors, index.html, sheets/. With several
+    numbers of clusters also sweep.csv and sweep.png; the rest is then of the number suggested."""
+    from ccrepro import gallery, plots  # late: matplotlib takes a second
+
+    numbers, out = parse_clusters(n_clusters), Path(out)
+    collection = read(folder, out / "packed", skip_bad)
+    print(f"{len(collection.paths):,} pictures, kept at {collection.side}×{collection.side} pixels", flush=True)
+    if len(numbers) == 1:
+        found = cluster(collection, numbers[0], out, **settings)
+    else:
+        measured, done = sweep(collection, numbers, out, **settings)
+        suggested, reason = suggest(measured)
+        found = done[suggested]
+        buffer = io.BytesIO()
+        plots.cluster_numbers(suggested, measured).savefig(buffer, format="png", dpi=160)
+        files.atomic_write(out / "sweep.png", buffer.getvalue())
+        print(f"{measured.to_string(index=False)}\nsuggested: K={suggested}: {reason}. See {out / 'sweep.png'}")
+    save(collection, found, out)
+    page = gallery.write(collection, found, out)
+    print(f"{described(summary(collection, found))}\n-> {out / 'clusters.csv'}, {page}")

@@ -1,0 +1,140 @@
+"""Pictures of one's own, as arrays or as files → uint8 images.
+
+Letters: N images, C channels, H, W sides, S side of the square that files are decoded to.
+"""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ccrepro.datasets.decode import SUFFIXES, BadImage, decode
+from ccrepro.datasets.sources import image_files
+from ccrepro.errors import PictureError
+
+LARGEST_SIDE = 256  # that a picture is kept at
+SHAPES = "(N, H, W), (N, H, W, 3) or (N, 3, H, W)"
+
+
+def is_paths(x: Any) -> bool:
+    """Whether these are files' names rather than pixels."""
+    if isinstance(x, np.ndarray):
+        return x.ndim == 1 and x.dtype.kind in "UO" and len(x) > 0 and isinstance(x[0], str | os.PathLike)
+    return isinstance(x, Sequence) and not isinstance(x, str) and len(x) > 0 and isinstance(x[0], str | os.PathLike)
+
+
+def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
+    """Pixels in any usual order → uint8 (N, C, H, W), C 1 or 3.
+
+    x: uint8, bool, or numbers in ``value_range``, by default [0, 1]; they are rounded to 256 levels. Raises
+    `PictureError` for another shape, for values that are not finite (with the first such row), and for values outside
+    the range.
+    """
+    x = _channels_first(x)
+    if x.dtype == np.uint8 and value_range is None:
+        return np.ascontiguousarray(x)
+    if x.dtype.kind not in "fiub":
+        raise PictureError(f"X holds {x.dtype}", "X", "Pixels are uint8, or numbers from 0 to 1", "Convert it")
+    x = x.astype(np.float32)
+    _check_finite(x)
+    low, high = value_range or (0.0, 1.0)
+    if x.min() < low or x.max() > high:
+        what = f"values from {x.min():g} to {x.max():g}"
+        fix = "Scale X, make it uint8, or give value_range=(darkest, brightest)"
+        raise PictureError(what, "X", f"Numbers from {low:g} to {high:g} are pixels here", fix)
+    return np.round((x - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def _channels_first(x: np.ndarray) -> np.ndarray:
+    """(N, C, H, W), C 1 or 3. Where both ends could be channels, the order is taken for (N, C, H, W)."""
+    if x.ndim == 3:
+        return x[:, None]
+    if x.ndim == 4 and x.shape[1] in (1, 3):
+        return x
+    if x.ndim == 4 and x.shape[3] in (1, 3):
+        return x.transpose(0, 3, 1, 2)
+    if x.ndim == 2:
+        fix = "X.reshape(-1, H, W), or image_shape=(H, W)"
+        raise PictureError(f"X is flat, of shape {x.shape}", "X", f"Expected {SHAPES}", f"Convert it: {fix}")
+    fix = "X[..., :3] drops the transparency" if x.ndim == 4 and x.shape[3] == 4 else "Reshape or transpose it"
+    raise PictureError(f"X has shape {x.shape}", "X", f"Expected {SHAPES}", fix)
+
+
+def _check_finite(x: np.ndarray) -> None:
+    finite = np.isfinite(x).reshape(len(x), -1).all(1)
+    if not finite.all():
+        row = int(np.argmin(finite))
+        kind = "NaN" if np.isnan(x[row]).any() else "inf"
+        what = f"row {row} of X is the first of {np.sum(~finite)} that contain NaN or inf: it has {kind}"
+        raise PictureError(what, "X", "Every pixel must be a finite number", "Drop these rows, or fill them in")
+
+
+def fold(x: np.ndarray, shape: tuple[int, ...] | str) -> np.ndarray:
+    """Flat rows (N, F) as pictures: ``shape`` is (H, W) or (C, H, W), or ``square`` for the smallest square, with
+    zeros after the last value. Raises `PictureError` where F does not fit."""
+    n, width = x.shape
+    if shape == "square":
+        side = max(2, int(np.ceil(np.sqrt(width))))
+        return np.pad(x, ((0, 0), (0, side * side - width))).reshape(n, side, side)
+    if np.prod(shape) != width:
+        what = f"X has {width} values a row, image_shape {tuple(shape)} takes {np.prod(shape)}"
+        raise PictureError(what, "X", "They must be equal", "Correct image_shape")
+    return x.reshape(n, *shape)
+
+
+def list_pictures(path: str | Path) -> list[Path]:
+    """The picture files of a folder and of its sub-folders, by name; or the one file that is named.
+
+    Raises `PictureError` where there are none.
+    """
+    path = Path(path)
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise PictureError(f"no folder {path}", "pictures", "Name a folder of pictures", "Correct it")
+    found = image_files(path, deep=True)
+    if not found:
+        what, allowed = f"no pictures in {path}", f"Files that end in {', '.join(SUFFIXES)}"
+        raise PictureError(what, "pictures", allowed, "Choose another folder")
+    return found
+
+
+def usual_side(paths: Sequence[str | Path], n: int = 200) -> int:
+    """The side S to keep pictures at: the median of the shorter sides of up to n of them, at most 256."""
+    sides = []
+    for path in paths[:: max(1, len(paths) // n)]:
+        try:
+            with Image.open(path) as image:  # reads the header alone
+                sides.append(min(image.size))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue  # named later, by whoever decodes it
+    return int(min(LARGEST_SIDE, max(8, np.median(sides)))) if sides else LARGEST_SIDE
+
+
+def read(path: str | Path, side: int) -> np.ndarray | BadImage:
+    """A picture, uint8 (3, S, S), or the reason why there is none."""
+    try:
+        return decode(path, side)[0] if os.path.isfile(path) else BadImage("no such file")
+    except BadImage as error:
+        return error
+
+
+def from_paths(paths: Sequence[str | Path], side: int) -> np.ndarray:
+    """uint8 (N, 3, S, S). Raises `PictureError` that names the bad pictures."""
+    images, bad = np.empty((len(paths), 3, side, side), np.uint8), []
+    with ThreadPoolExecutor() as pool:
+        for row, picture in enumerate(pool.map(read, paths, repeat(side))):
+            if isinstance(picture, BadImage):
+                bad.append(f"{paths[row]}: {picture}")
+            else:
+                images[row] = picture
+    if bad:
+        more = f"; and {len(bad) - 5} more" if len(bad) > 5 else ""
+        what = f"{len(bad)} of {len(paths)} pictures are bad: {'; '.join(bad[:5])}{more}"
+        raise PictureError(what, "X", "Every file must be a picture", "Leave them out")
+    return images

@@ -1,0 +1,69 @@
+"""A run's log in the terminal: one line of numbers and a curve, again whenever the log has grown."""
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from ccrepro.errors import DataError
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+WIDTH = 60  # of the curve, in characters
+
+
+def watch(folder: Path, once: bool = False, every_seconds: float = 2.0) -> None:
+    """Print the log of a run, or of ``cluster --out``, until it is done. Raises `DataError` where there is none."""
+    log = folder / "log.jsonl"
+    if not log.exists():
+        what, allowed = f"no log in {folder}", "The folder of a run has log.jsonl after its first epoch"
+        raise DataError(what, str(folder), allowed, "Give runs/PROFILE/DATASET/VARIANT-seedK, or cluster's --out")
+    shown = -1
+    while True:
+        epochs = read_log(log)
+        if len(epochs) != shown:
+            shown = len(epochs)
+            print(describe(folder.name, epochs), flush=True)
+        if once or done(folder, epochs):
+            return
+        time.sleep(every_seconds)
+
+
+def read_log(log: Path) -> list[dict[str, Any]]:
+    """The epochs of a log, each once, as it was written last; a line that is being written is left out."""
+    epochs = {}
+    for line in log.read_text().splitlines():
+        try:
+            epoch = json.loads(line)
+        except ValueError:
+            break
+        epochs[epoch["epoch"]] = epoch
+    return list(epochs.values())
+
+
+def done(folder: Path, epochs: list[dict[str, Any]]) -> bool:
+    last = epochs[-1] if epochs else {}
+    return (folder / "run.json").exists() or last.get("epoch", 0) >= last.get("epochs", math.inf)
+
+
+def describe(name: str, epochs: list[dict[str, Any]]) -> str:
+    """The last epoch in one line, and the loss of all as a curve from first to last."""
+    if not epochs:
+        return f"{name}: no epoch yet"
+    last = epochs[-1]
+    total = f"/{last['epochs']}" if "epochs" in last else ""
+    left = f"  {last['seconds'] * (last['epochs'] - last['epoch']):.0f} s left" if total else ""
+    return (
+        f"{name}  epoch {last['epoch']}{total}  loss {last['loss']:.3f}"
+        f"  clusters in use {math.exp(last['entropy']):.1f}  largest {last['largest_share']:.0%}"
+        f"  {last['seconds']:.1f} s/epoch{left}\n  loss {curve([e['loss'] for e in epochs])}"
+    )
+
+
+def curve(values: list[float], width: int = WIDTH) -> str:
+    """Values as a row of blocks, from the least to the largest; more than ``width`` are thinned out."""
+    if len(values) > width:
+        values = [values[round(i * (len(values) - 1) / (width - 1))] for i in range(width)]
+    low, high = min(values), max(values)
+    step = (high - low) / (len(BLOCKS) - 1) or 1.0
+    return "".join(BLOCKS[round((value - low) / step)] for value in values) + f"  {values[0]:.2f} → {values[-1]:.2f}"

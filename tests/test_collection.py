@@ -1,0 +1,348 @@
+"""A folder of pictures from the command line: what is written, what is printed, and what is refused."""
+
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from test_foreign import authors_file
+
+from ccrepro import collection, config, gallery, stream, watch
+from ccrepro.cli import main
+from ccrepro.errors import ConfigError
+
+
+def picture(kind, rng, size=(16, 12)):
+    """Red stripes, green stripes the other way, or a blue disc, with noise: width, height."""
+    column, row = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
+    shape = [row // 2 % 2, column // 2 % 2, (row - size[1] / 2) ** 2 + (column - size[0] / 2) ** 2 < 20][kind]
+    pixels = rng.normal(60, 10, (size[1], size[0], 3))
+    pixels[..., kind] += 130 * shape
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """48 pictures in three sub-folders, one file with a name that needs quoting."""
+    folder, rng = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for i in range(48):
+        place = folder / "abc"[i % 3]
+        place.mkdir(exist_ok=True)
+        picture(i % 3, rng).save(place / (f"<{i}> & #é?.png" if i == 4 else f"{i:02d}.png"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clustered(photos, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    assert main(["cluster", str(photos), "--n-clusters", "3", "--out", str(out), "--epochs", "25"]) == 0
+    return out
+
+
+def test_csv_has_every_picture_and_the_kinds_are_found(photos, clustered):
+    found = pd.read_csv(clustered / "clusters.csv")
+    assert list(found.columns) == ["path", "cluster", "confidence"]
+    assert sorted(found.path) == sorted(str(p.relative_to(photos)) for p in photos.rglob("*.png"))
+    assert found.confidence.between(1 / 3, 1).all()
+    facts = json.loads((clustered / "summary.json").read_text())
+    assert facts["sizes"] == np.bincount(found.cluster, minlength=3).tolist()
+    assert facts["scores"]["acc"] > 0.9
+    kinds = found.path.str[0]
+    assert pd.crosstab(kinds, found.cluster).max(axis=1).sum() / 48 == pytest.approx(facts["scores"]["acc"])
+
+
+class Links(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found = {"href": [], "src": []}
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        for name, value in attrs:
+            if name in self.found:
+                self.found[name].append(value)
+
+
+def test_gallery_shows_every_picture_once_and_its_links_lead_to_files(photos, clustered):
+    links = Links((clustered / "index.html").read_text()).found
+    originals = [unquote(link) for link in links["href"] if not link.startswith("#")]
+    assert {(clustered / link).resolve() for link in originals} == {p.resolve() for p in photos.rglob("*.png")}
+    assert len(originals) == 48
+    assert all((clustered / link).exists() for link in links["src"])
+    assert len({*links["src"]}) == 48
+    sheets = sorted(p.name for p in (clustered / "sheets").iterdir())
+    assert sheets == [f"cluster-{k:02d}.png" for k in sorted(set(pd.read_csv(clustered / "clusters.csv").cluster))]
+
+
+def test_pictures_are_shown_undistorted():
+    """A disc in a wide picture, squeezed to a square as it is kept, is round on the sheet."""
+    wide = Image.new("RGB", (200, 100))
+    ImageDraw.Draw(wide).ellipse((70, 20, 130, 80), "white")
+    kept = np.asarray(wide.resize((64, 64))).transpose(2, 0, 1)
+    shown = np.asarray(gallery._picture(kept, np.array([100, 200]), 100))[..., 0] > 128
+    height, width = shown.any(1).sum(), shown.any(0).sum()
+    assert abs(height - 60) <= 3
+    assert abs(width - 60) <= 3
+
+
+def lines_of(capsys, *arguments, code=0):
+    capsys.readouterr()
+    assert main(list(arguments)) == code
+    captured = capsys.readouterr()
+    return [json.loads(line) for line in captured.out.splitlines()], captured.err
+
+
+def test_predict_says_of_a_folder_what_training_said(photos, clustered, capsys):
+    lines, timing = lines_of(capsys, "predict", str(clustered), str(photos))
+    found = pd.read_csv(clustered / "clusters.csv")
+    assert [line["path"] for line in lines] == [str(photos / path) for path in found.path]
+    assert [line["cluster"] for line in lines] == found.cluster.tolist()
+    assert [line["confidence"] for line in lines] == pytest.approx(found.confidence.tolist(), abs=1e-4)
+    assert re.search(r"48 pictures in .* a second; from path to answer \d+ ms", timing)
+
+
+def test_predict_takes_paths_from_standard_input_and_goes_on_after_a_bad_one(photos, clustered, capsys, monkeypatch):
+    good = sorted(photos.rglob("*.png"))[:2]
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{good[0]}\nnowhere.png\n\n{good[1]}\n"))
+    lines, err = lines_of(capsys, "predict", str(clustered / "model.safetensors"), "-", code=3)
+    assert [line["path"] for line in lines] == [str(good[0]), "nowhere.png", str(good[1])]
+    assert lines[1] == {"path": "nowhere.png", "error": "no such file"}
+    assert "ccrepro: error: 1 of 3 pictures are bad" in err
+
+
+def test_a_slow_stream_is_answered_picture_by_picture(photos, clustered):
+    """The answer to the first path comes before the second path is written."""
+    path = str(next(photos.rglob("0*.png")))
+    command = [sys.executable, "-m", "ccrepro", "predict", str(clustered), "-"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        for _ in range(2):
+            process.stdin.write(f"{path}\n")
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline())["path"] == path
+        process.stdin.close()
+        process.stdout.read()
+    assert process.returncode == 0
+
+
+@pytest.fixture(scope="module")
+def model(clustered):
+    from ccrepro.checkpoint import load_model
+
+    return load_model(clustered)
+
+
+def test_a_stream_is_read_no_further_ahead_than_needed(photos, model):
+    """Memory stays flat: of an endless stream, only a few blocks are ever held."""
+    trained, settings, about = model
+    path, taken = str(next(photos.rglob("0*.png"))), []
+    endless = (taken.append(i) or path for i in iter(int, 1))
+    answers = stream.predict(trained, settings.image_size, about["side"], endless)
+    seen = [next(answers) for _ in range(2_000)]
+    time.sleep(0.2)
+    assert len(taken) <= 2_000 + (stream.AHEAD + 2) * stream.block_size(trained)
+    assert len({(a.cluster, a.confidence) for a in seen}) == 1
+    answers.close()
+
+
+def test_a_stream_does_not_depend_on_how_it_comes(photos, model):
+    trained, settings, about = model
+    paths = [str(p) for p in sorted(photos.rglob("*.png"))]
+
+    def halting():
+        for i, path in enumerate(paths):
+            if i % 7 == 3:
+                time.sleep(0.05)
+            yield path
+
+    fast = list(stream.predict(trained, settings.image_size, about["side"], paths))
+    slow = list(stream.predict(trained, settings.image_size, about["side"], halting()))
+    assert [(a.path, a.cluster, a.confidence) for a in fast] == [(a.path, a.cluster, a.confidence) for a in slow]
+
+
+def test_an_error_in_the_source_is_raised(model):
+    trained, settings, about = model
+    broken = (1 / 0 for _ in range(3))
+    with pytest.raises(ZeroDivisionError):
+        list(stream.predict(trained, settings.image_size, about["side"], broken))
+
+
+def test_embed_writes_features(photos, clustered, tmp_path, capsys):
+    assert main(["embed", str(clustered), str(photos / "a"), "--out", str(tmp_path / "e.npz")]) == 0
+    with np.load(tmp_path / "e.npz") as arrays:
+        assert arrays["path"].tolist() == [str(p) for p in sorted((photos / "a").iterdir())]
+        assert arrays["z"].shape == (16, 128)
+        np.testing.assert_allclose(np.linalg.norm(arrays["z"], axis=1), 1, atol=1e-5)
+        assert arrays["h"].shape[0] == 16
+    pytest.importorskip("pyarrow")
+    assert main(["embed", str(clustered), str(photos / "a"), "--out", str(tmp_path / "e.parquet")]) == 0
+    assert pd.read_parquet(tmp_path / "e.parquet").path.tolist() == [str(p) for p in sorted((photos / "a").iterdir())]
+
+
+def test_sweep_suggests_a_number_and_says_why(photos, tmp_path, capsys):
+    arguments = ["--n-clusters", "2:4", "--out", str(tmp_path), "--epochs", "2"]
+    assert main(["cluster", str(photos), *arguments]) == 0
+    printed = capsys.readouterr().out
+    suggested = int(re.search(r"suggested: K=(\d): two augmented views", printed)[1])
+    assert pd.read_csv(tmp_path / "sweep.csv").n_clusters.tolist() == [2, 3, 4]
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    assert json.loads((tmp_path / "summary.json").read_text())["n_clusters"] == suggested
+    assert "K=3: number 2 of 3" in printed
+
+
+def test_suggestion_is_the_most_consistent_number():
+    measured = pd.DataFrame({"n_clusters": [2, 3, 4], "agreement": [0.9, 0.8, 0.5], "with_kmeans": [0.3, 0.9, 0.95]})
+    k, reason = collection.suggest(measured)
+    assert k == 3
+    assert "agreement 0.80" in reason
+
+
+@pytest.mark.parametrize(("text", "numbers"), [("10", [10]), ("2:5", [2, 3, 4, 5]), ("2:8:3", [2, 5, 8])])
+def test_numbers_of_clusters(text, numbers):
+    assert collection.parse_clusters(text) == numbers
+
+
+@pytest.mark.parametrize("text", ["1", "x", "5:2", "2:", "2:8:0", "2:3:4:5", ""])
+def test_bad_numbers_of_clusters(text):
+    with pytest.raises(ConfigError, match="Write 10, or 2:20"):
+        collection.parse_clusters(text)
+
+
+def error_of(capsys, *arguments):
+    capsys.readouterr()
+    code = main([str(a) for a in arguments])
+    err = capsys.readouterr().err
+    assert err.splitlines()[-1].startswith("ccrepro: error: ")
+    return code, err.splitlines()[-1]
+
+
+def test_bad_pictures_are_listed_or_left_out(photos, tmp_path, capsys):
+    folder = tmp_path / "some"
+    folder.mkdir()
+    for i, path in enumerate(sorted(photos.rglob("*.png"))[:40]):
+        (folder / f"{i}.png").write_bytes(path.read_bytes() if i != 7 else b"nothing")
+    arguments = ["cluster", folder, "--n-clusters", "2", "--out", tmp_path / "out", "--epochs", "1"]
+    code, line = error_of(capsys, *arguments)
+    assert code == 3
+    assert "1 of 40 pictures are bad" in line
+    assert main([str(a) for a in arguments] + ["--skip-bad"]) == 0
+    assert f"left out: {folder / '7.png'}: not an image" in capsys.readouterr().err
+    assert len(pd.read_csv(tmp_path / "out/clusters.csv")) == 39
+    assert "scores" not in json.loads((tmp_path / "out/summary.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["cluster", "nowhere", "--n-clusters", "3", "--out", "out"], 3, "no folder nowhere"),
+        (["cluster", ".", "--n-clusters", "3", "--out", "out"], 3, "no pictures in ."),
+        (["cluster", ".", "--n-clusters", "1", "--out", "out"], 2, "n_clusters is '1'"),
+        (["cluster", ".", "--n-clusters", "3", "--out", "out", "--epochs", "-1"], 2, "epochs is -1"),
+        (["cluster", ".", "--n-clusters", "3"], 2, "--out"),
+        (["predict", "nowhere", "."], 4, "cannot read nowhere"),
+        (["embed", "nowhere", ".", "--out", "e.txt"], 2, "FILE.npz or FILE.parquet"),
+        (["evaluate"], 2, "A MODEL, or --authors-checkpoint"),
+        (["evaluate", "--authors-checkpoint", "nowhere"], 4, "cannot read nowhere"),
+        (["table", "mian_results"], 2, "Write 'main_results'"),
+        (["watch", "."], 3, "no log"),
+    ],
+    ids=str,
+)
+def test_mistakes_are_one_line(arguments, code, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    found, line = error_of(capsys, *arguments)
+    assert found == code
+    assert says in line
+
+
+def test_evaluate_scores_a_run_as_its_record_did(root, tiny, digits, capsys):
+    from ccrepro import run, train
+
+    settings = config.recipe("digits", epochs=1)
+    this = run.Run(settings, digits)
+    record = this.finish(*train.train(settings, digits, this.report))
+    capsys.readouterr()
+    assert main(["evaluate", str(this.folder)]) == 0
+    printed = capsys.readouterr().out
+    assert f"cluster head: NMI {record['scores']['nmi']:.4f}  ACC {record['scores']['acc']:.4f}" in printed
+
+
+def test_authors_checkpoint_of_another_k_is_refused_before_data_is_read(tmp_path, capsys):
+    authors_file(tmp_path / "c.tar", n_clusters=15)
+    code, line = error_of(
+        capsys, "evaluate", "--authors-checkpoint", tmp_path / "c.tar", "--dataset", "cifar10", "--backbone", "resnet18"
+    )
+    assert code == 4
+    assert "K=15" in line
+    assert "K=10" in line
+
+
+def test_authors_checkpoint_is_scored(tmp_path, capsys, monkeypatch):
+    from ccrepro import datasets, foreign
+
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (20, 3, 32, 32)).astype(np.uint8), np.arange(20) % 10
+    data = datasets.ImageSet("cifar10", images, np.full((20, 2), 32), labels, tuple("0123456789"), "made here")
+    monkeypatch.setattr(datasets, "load", lambda name, root: data)
+    settings = config.recipe("cifar10", "paper", backbone="resnet18")
+    foreign.save_authors(foreign.build(settings), settings, tmp_path / "c.tar", 0)
+    arguments = ["--authors-checkpoint", str(tmp_path / "c.tar"), "--dataset", "cifar10", "--backbone", "resnet18"]
+    assert main(["evaluate", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "c.tar: resnet18, K=10, epoch 0 as stored" in printed
+    assert "cifar10, cluster head: NMI" in printed
+
+
+def test_table_prints_reported_beside_ours(capsys):
+    assert main(["table", "main_results"]) == 0
+    assert "| CIFAR-10" in capsys.readouterr().out
+
+
+def test_watch_shows_the_last_epoch_and_the_curve(clustered, tmp_path, capsys):
+    assert main(["watch", str(clustered)]) == 0
+    printed = capsys.readouterr().out
+    assert "epoch 25/25" in printed
+    log = (clustered / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == list(range(1, 26))
+    (tmp_path / "log.jsonl").write_text("\n".join([*log[:3], log[1], log[2][:30]]))
+    assert [e["epoch"] for e in watch.read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
+    assert main(["watch", str(tmp_path), "--once"]) == 0
+
+
+def test_curve_is_highest_where_the_value_is():
+    assert watch.curve([0.0, 7.0, 3.0]) == "▁█▄  0.00 → 3.00"
+    assert watch.curve([1.0, 1.0]).startswith("▁▁")
+    assert len(watch.curve(list(map(float, range(1000)))).split()[0]) == watch.WIDTH
+
+
+def test_pretrained_start_prints_kmeans_on_its_features(photos, tmp_path, capsys):
+    import torchvision
+
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "r.pth")
+    arguments = ["--pretrained", str(tmp_path / "r.pth"), "--epochs", "1", "--image-size", "32"]
+    assert main(["cluster", str(photos), "--n-clusters", "3", "--out", str(tmp_path / "out"), *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert "resnet18 from ImageNet" in printed
+    assert "k-means on the pretrained features: NMI" in printed
+
+
+def test_own_recipe_follows_the_pictures():
+    def chosen(n, side, **more):
+        made = config.own_recipe(5, n, (3, side, side), **more)
+        return made.backbone, made.stem, made.image_size, made.batch_size
+
+    assert chosen(100, 8) == ("small", "cifar", 8, 32)
+    assert chosen(2_000, 48) == ("resnet18", "cifar", 48, 250)
+    assert chosen(90_000, 256) == ("resnet18", "imagenet", 128, 256)
+    assert chosen(20, 256)[-1] == 20
+    assert chosen(100, 32, pretrained="imagenet") == ("resnet18", "imagenet", 128, 32)
+    assert config.own_recipe(5, 5_000, (3, 64, 64)).lr == pytest.approx(0.2)
