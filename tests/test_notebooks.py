@@ -129,7 +129,7 @@ def test_equal_runs_give_equal_files(made, tmp_path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_unknown_parameter_fails_before_anything_runs(path, tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown parameter 'profle'.*Write 'profile'"):
+    with pytest.raises(ConfigError, match=r"unknown parameter 'profle'.*(Write 'profile'|Choose one)"):
         notebook.run(path, tmp_path / "out.ipynb", {"profle": 1})
     assert list(tmp_path.iterdir()) == []
 
@@ -199,3 +199,12 @@ def test_executed_lesson_is_of_todays_notebook(path):
     book, executed = (nbformat.read(p, as_version=4) for p in (ROOT / "notebooks" / path.name, path))
     injected = [c.source for c in executed.cells if not c.source.startswith("# Parameters\n")]
     assert injected == [c.source for c in book.cells], "run `make lesson`"
+
+
+def test_your_images_ends_with_a_gallery_and_predictions(tmp_path):
+    parameters = {"epochs": 1, "out": str(tmp_path / "out")}
+    output = notebook.run(ROOT / "notebooks/10_your_images.ipynb", tmp_path / "10.ipynb", parameters)
+    assert (tmp_path / "out/index.html").exists()
+    assert len((tmp_path / "out/clusters.csv").read_text().splitlines()) == 401
+    pictures = [o for c in code_cells(output) for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 2
