@@ -72,6 +72,7 @@ def _parser() -> Parser:
     for command in (train, settings):
         _add_settings(command)
     train.add_argument("--resume", action="store_true", help="insist on a checkpoint; one that is there is used anyway")
+    train.add_argument("--log", choices=["jsonl", "tensorboard"], default="jsonl", help="the log; JSONL is always kept")
     for name in ("runs", "results"):
         train.add_argument(f"--{name}-dir", default=name, help=f"folder of {name}, from the clone's on")
     data = add("datasets", _datasets, "list the data sets, or get one: fetch, verify and pack it for all runs")
@@ -179,7 +180,12 @@ def _train(options: argparse.Namespace) -> None:
     this = run.Run(config, data, options.runs_dir, options.results_dir)
     if options.resume:
         this.checkpoints.require()
-    record = this.finish(*train.train(config, data, this.report, this.checkpoints))
+    report = this.report
+    if options.log == "tensorboard":
+        from ccrepro import watch
+
+        report = watch.also_tensorboard(this.report, this.folder / "tensorboard")
+    record = this.finish(*train.train(config, data, report, this.checkpoints))
     print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {this.folder}/run.json")
 
 

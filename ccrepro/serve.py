@@ -15,7 +15,7 @@ from ccrepro.baselines import kmeans
 from ccrepro.checkpoint import load_model
 from ccrepro.config import OWN, Config
 from ccrepro.datasets import own
-from ccrepro.errors import ConfigError, PictureError
+from ccrepro.errors import ConfigError, NumericalError, PictureError
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.train import choose_device
@@ -124,6 +124,9 @@ def _score(model: ContrastiveClusteringModel, config: Config, dataset: str, data
     z, p, printed = [], [], time.monotonic()
     for i in range(0, len(data.images), 512):
         found = stream.outputs(model, data.images[i : i + 512], config.image_size)
+        if not np.isfinite(found.z).all():
+            fix = "Take another checkpoint"
+            raise NumericalError("outputs that are not finite", f"images {i} on", "Weights of a trained model", fix)
         z.append(found.z)
         p.append(found.p.argmax(1))
         if time.monotonic() - printed > 10:

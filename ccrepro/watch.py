@@ -1,12 +1,13 @@
-"""A run's log in the terminal: one line of numbers and a curve, again whenever the log has grown."""
+"""A run's log in the terminal, one line of numbers and a curve, again whenever it has grown; or in TensorBoard."""
 
 import json
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ccrepro.errors import DataError
+from ccrepro.errors import ConfigError, DataError
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 60  # of the curve, in characters
@@ -67,3 +68,23 @@ def curve(values: list[float], width: int = WIDTH) -> str:
     low, high = min(values), max(values)
     step = (high - low) / (len(BLOCKS) - 1) or 1.0
     return "".join(BLOCKS[round((value - low) / step)] for value in values) + f"  {values[0]:.2f} → {values[-1]:.2f}"
+
+
+def also_tensorboard(report: Callable[..., None], folder: Path) -> Callable[..., None]:
+    """A report that also writes every number of an epoch for TensorBoard. Raises `ConfigError` where that is not
+    installed. What an interrupted run wrote beyond its checkpoint is written again, and the later one is shown."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        fix = "pip install 'ccrepro[tensorboard]'"
+        raise ConfigError("tensorboard is not installed", "--log", "It is optional", fix) from None
+    writer = SummaryWriter(str(folder))
+
+    def both(epoch: dict[str, Any], model: Any) -> None:
+        report(epoch, model)
+        for name, value in epoch.items():
+            if name != "epoch":
+                writer.add_scalar(name, value, epoch["epoch"])
+        writer.flush()
+
+    return both

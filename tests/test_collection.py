@@ -346,3 +346,23 @@ def test_own_recipe_follows_the_pictures():
     assert chosen(20, 256)[-1] == 20
     assert chosen(100, 32, pretrained="imagenet") == ("resnet18", "imagenet", 128, 32)
     assert config.own_recipe(5, 5_000, (3, 64, 64)).lr == pytest.approx(0.2)
+
+
+def test_tensorboard_gets_every_number_of_every_epoch(root, capsys):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    assert main(["train", "digits", "--epochs", "2", "--log", "tensorboard"]) == 0
+    folder = root / "runs/demo/digits/cc-seed0+epochs=2"
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    log = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    for name in ("loss", "entropy", "gradient_norm"):
+        written = events.Scalars(name)
+        assert [e.step for e in written] == [1, 2]
+        assert [e.value for e in written] == pytest.approx([e[name] for e in log])
+
+
+def test_tensorboard_that_is_not_there_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"not installed.*pip install 'ccrepro\[tensorboard\]'"):
+        watch.also_tensorboard(print, tmp_path)

@@ -132,7 +132,7 @@ def test_equal_runs_give_equal_files(made, tmp_path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_unknown_parameter_fails_before_anything_runs(path, tmp_path):
-    with pytest.raises(ConfigError, match=r"unknown parameter 'profle'.*Write 'profile'"):
+    with pytest.raises(ConfigError, match=r"unknown parameter 'profle'.*(Write 'profile'|Choose one)"):
         notebook.run(path, tmp_path / "out.ipynb", {"profle": 1})
     assert list(tmp_path.iterdir()) == []
 
@@ -221,3 +221,12 @@ def test_a_signal_reaches_the_training_in_a_notebook(tmp_path, number, code):
     assert Checkpoints(folder).load() is not None
     assert not (tmp_path / "o.ipynb").exists()
     assert not (folder / "run.json").exists()
+
+
+def test_your_images_ends_with_a_gallery_and_predictions(tmp_path):
+    parameters = {"epochs": 1, "out": str(tmp_path / "out")}
+    output = notebook.run(ROOT / "notebooks/10_your_images.ipynb", tmp_path / "10.ipynb", parameters)
+    assert (tmp_path / "out/index.html").exists()
+    assert len((tmp_path / "out/clusters.csv").read_text().splitlines()) == 401
+    pictures = [o for c in code_cells(output) for o in c.outputs if "image/png" in o.get("data", {})]
+    assert len(pictures) == 2

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ccrepro.datasets.decode import SUFFIXES, BadImage, decode
-from ccrepro.datasets.sources import image_files
+from ccrepro.datasets.sources import digits, image_files
 from ccrepro.errors import PictureError
 
 LARGEST_SIDE = 256  # that a picture is kept at
@@ -138,3 +138,14 @@ def from_paths(paths: Sequence[str | Path], side: int) -> np.ndarray:
         what = f"{len(bad)} of {len(paths)} pictures are bad: {'; '.join(bad[:5])}{more}"
         raise PictureError(what, "X", "Every file must be a picture", "Leave them out")
     return images
+
+
+def write_digits(folder: str | Path, n: int = 400) -> Path:
+    """The first n of scikit-learn's handwritten digits as PNG files, in a sub-folder for each digit: a collection to
+    try things on."""
+    images, labels, _, _ = digits()
+    for row in range(n):
+        path = Path(folder, str(labels[row]), f"{row:04d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[row, 0]).save(path)
+    return Path(folder)
