@@ -14,8 +14,9 @@ import nbformat
 import numpy as np
 import torch
 from PIL import Image
+from sklearn.exceptions import NotFittedError
 
-from ccrepro import cli, datasets, train
+from ccrepro import ContrastiveClustering, cli, datasets, train
 from ccrepro.checkpoint import Checkpoints, load_weights, save_weights
 from ccrepro.config import recipe
 from ccrepro.datasets import fetch
@@ -245,6 +246,30 @@ def _(folder: Path) -> Outcome:
     outcome = notebook(folder, "seed=3", output="a/b/out.ipynb")
     assert (folder / "a/b/out.ipynb").exists()
     return outcome
+
+
+PICTURES = np.random.default_rng(0).integers(0, 256, (40, 3, 8, 8)).astype(np.uint8)
+HOLED = np.where(np.arange(40)[:, None, None, None] == 7, np.nan, PICTURES / 255)
+
+
+@case(34, "predict before fit", 0, "not fitted yet. Call 'fit'")
+def _(folder: Path) -> Outcome:
+    try:
+        ContrastiveClustering().predict(PICTURES)
+    except NotFittedError as error:  # scikit-learn's own, as its users expect
+        return 0, str(error)
+    return 1, "no error"
+
+
+case(35, "pictures with NaN", 3, "row 7 of X is the first of 1 that contain NaN")(
+    lambda folder: call(lambda: ContrastiveClustering(n_clusters=3).fit(HOLED))
+)
+case(36, "flat pictures", 3, "X is flat, of shape (40, 192)", "(N, 3, H, W)", "reshape")(
+    lambda folder: call(lambda: ContrastiveClustering(n_clusters=3).fit(PICTURES.reshape(40, -1)))
+)
+case(37, "fewer pictures than clusters", 2, "n_samples=5 < n_clusters=10")(
+    lambda folder: call(lambda: ContrastiveClustering(n_clusters=10).fit(PICTURES[:5]))
+)
 
 
 @case(38, "no visible GPU", 2, "CUDA_VISIBLE_DEVICES is '7'", "device=cpu")

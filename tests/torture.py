@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,11 +229,11 @@ def _damaged(content: bytes, kind: str, rng: random.Random) -> bytes:
     return content[: bit // 8] + bytes([content[bit // 8] ^ 1 << bit % 8]) + content[bit // 8 + 1 :]
 
 
-def mislead(every: int = 1) -> dict[str, Any]:
+def mislead() -> dict[str, Any]:
     """The forty bad inputs: is the exit code the promised one, and is what is wrong said in one line?"""
     counts = {"bad inputs": 0, "clear": 0, "unclear": []}
     before = _tree(ROOT / "results")
-    for case in bad_inputs.CASES[::every]:
+    for case in bad_inputs.CASES:
         with tempfile.TemporaryDirectory() as folder:
             problem = bad_inputs.try_out(case, Path(folder))
         counts["bad inputs"] += 1
@@ -260,41 +260,43 @@ def _tree(folder: Path) -> dict[str, str]:
     return {str(p): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()}
 
 
-def campaign(share: float = 1.0, seed: int = 0) -> dict[str, Any]:
-    """All of it, or a share of it."""
-    rng, began = random.Random(seed), time.monotonic()
-
-    def part(n: int) -> int:
-        return max(1, round(n * share))
-
-    parts = {
-        "training killed": lambda: kill_training(part(20), rng),
-        "reproduction killed": lambda: kill_reproduce(part(20), rng),
-        "checkpoints damaged": lambda: corrupt(part(20), part(300), rng),
-        "bad inputs": lambda: mislead(round(1 / share)),
-        "hostile files": attack,
-    }
-    result: dict[str, Any] = {"commit": files.commit(), "seed": seed}
-    for name, run in parts.items():
-        result[name] = run()
-        print(f"{name}: {result[name]}", flush=True)
-    result["minutes"] = round((time.monotonic() - began) / 60, 1)
-    return result
+PARTS: dict[str, Callable[[float, random.Random], dict[str, Any]]] = {
+    "training killed": lambda share, rng: kill_training(_part(20, share), rng),
+    "reproduction killed": lambda share, rng: kill_reproduce(_part(20, share), rng),
+    "checkpoints damaged": lambda share, rng: corrupt(_part(20, share), _part(300, share), rng),
+    "bad inputs": lambda share, rng: mislead(),
+    "hostile files": lambda share, rng: attack(),
+}
 
 
-def as_markdown(result: dict[str, Any]) -> str:
+def _part(n: int, share: float) -> int:
+    return max(1, round(n * share))
+
+
+def campaign(share: float = 1.0, names: Sequence[str] = tuple(PARTS), seed: int = 0) -> None:
+    """The named parts, or a share of them; each is written as soon as it is measured, with the commit it ran on."""
+    path = ROOT / "results/reliability.json"
+    found = json.loads(path.read_text()) if path.exists() else {}
+    for name in names:
+        began = time.monotonic()
+        counts = PARTS[name](share, random.Random(seed))
+        minutes = round((time.monotonic() - began) / 60, 1)
+        found[name] = {**counts, "commit": files.commit(), "seed": seed, "minutes": minutes}
+        print(f"{name}: {found[name]}", flush=True)
+        files.atomic_write(path, json.dumps(found, indent=1) + "\n")
+        files.atomic_write(path.with_suffix(".md"), as_markdown(found))
+
+
+def as_markdown(found: dict[str, dict[str, Any]]) -> str:
     lines = ["# Reliability, measured", "", "Written by `make torture`; every number is a count of what happened.", ""]
-    lines += ["| what was done | counts |", "|---|---|"]
-    for name, counts in result.items():
-        if isinstance(counts, dict):
-            shown = "; ".join(f"{key}: {len(v) if isinstance(v, list) else v}" for key, v in counts.items())
-            lines.append(f"| {name} | {shown} |")
-    lines += ["", f"Code at commit {result['commit'][:10]}, seed {result['seed']}, {result['minutes']} minutes.", ""]
-    lines += [f"- unclear: {text}" for text in result["bad inputs"]["unclear"]]
-    return "\n".join(lines).rstrip() + "\n"
+    lines += ["| what was done | counts | minutes | commit |", "|---|---|---|---|"]
+    for name in (name for name in PARTS if name in found):
+        counts = {key: value for key, value in found[name].items() if key not in ("commit", "seed", "minutes")}
+        shown = "; ".join(f"{key}: {len(v) if isinstance(v, list) else v}" for key, v in counts.items())
+        lines.append(f"| {name} | {shown} | {found[name]['minutes']} | {found[name]['commit'][:10]} |")
+    unclear = found.get("bad inputs", {}).get("unclear", [])
+    return "\n".join([*lines, *(["", *(f"- unclear: {text}" for text in unclear)] if unclear else [])]) + "\n"
 
 
 if __name__ == "__main__":
-    found = campaign(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0)
-    files.atomic_write(ROOT / "results/reliability.json", json.dumps(found, indent=1) + "\n")
-    files.atomic_write(ROOT / "results/reliability.md", as_markdown(found))
+    campaign(float(sys.argv[1]) if len(sys.argv) > 1 else 1.0, sys.argv[2:] or tuple(PARTS))
