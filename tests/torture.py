@@ -293,7 +293,7 @@ def as_markdown(found: dict[str, dict[str, Any]]) -> str:
     for name in (name for name in PARTS if name in found):
         counts = {key: value for key, value in found[name].items() if key not in ("commit", "seed", "minutes")}
         shown = "; ".join(f"{key}: {len(v) if isinstance(v, list) else v}" for key, v in counts.items())
-        lines.append(f"| {name} | {shown} | {found[name]['minutes']} | {found[name]['commit'][:10]} |")
+        lines.append(f"| {name} | {shown} | {found[name].get('minutes', '–')} | {found[name]['commit'][:10]} |")
     unclear = found.get("bad inputs", {}).get("unclear", [])
     return "\n".join([*lines, *(["", *(f"- unclear: {text}" for text in unclear)] if unclear else [])]) + "\n"
 
