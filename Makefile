@@ -24,7 +24,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan cells streams check tables report lesson test bench lab lint format environment clean FORCE
+.PHONY: help reproduce plan cells streams check tables report lesson test torture bench lab lint format environment clean FORCE
 .PRECIOUS: runs/%/run.json runs/%/online.json
 
 help: ## list the targets
@@ -76,6 +76,9 @@ results/notebooks/$(PROFILE)/%.ipynb: FORCE | environment
 
 test: environment ## run the tests
 	@$(VENV)/python -m pytest
+
+torture: environment ## kill, damage and mislead it on purpose, and count what is lost (some twenty minutes)
+	@$(VENV)/python tests/torture.py
 
 bench: environment ## measure our speed beside the authors' way and the limit
 	@$(CCREPRO) bench

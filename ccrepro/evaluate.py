@@ -56,9 +56,13 @@ def represent(
     """z (N, D) and p (N, K) of unaugmented images: uint8 (N, C, H, W), resized to ``size``; float32 arrays."""
     model.eval()
     device = next(model.parameters()).device
-    outputs = [model(plain(batch.to(device), size)) for batch in images.split(batch_size)]
-    z, p = (torch.cat(parts).cpu().numpy() for parts in zip(*outputs, strict=True))
-    return z, p
+    found: list[np.ndarray] = []
+    for start in range(0, len(images), batch_size):
+        outputs = model(plain(images[start : start + batch_size].to(device), size))
+        found = found or [np.empty((len(images), output.shape[1]), np.float32) for output in outputs]
+        for array, output in zip(found, outputs, strict=True):
+            array[start : start + batch_size] = output.cpu().numpy()
+    return found[0], found[1]
 
 
 def score(config: Config, data: ImageSet, clustering: Clustering) -> dict[str, dict[str, float]]:

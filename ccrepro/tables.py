@@ -195,7 +195,7 @@ def heads_against_kmeans(records: list[Record]) -> pd.DataFrame:
     untrained: ACC as mean ± sd (n), by data set."""
     lines = []
     for dataset in dict.fromkeys(r["dataset"] for r in records):
-        for variant, network in (("cc", "trained"), ("untrained", "untrained")):
+        for variant, network in (("cc", "trained"), ("short", "small, trained briefly"), ("untrained", "untrained")):
             parts = [r for r in records if (r["dataset"], r["variant"]) == (dataset, variant)]
             note = _sampled(pd.DataFrame(parts), dataset) if parts else ""
             line = {"data set": DATASETS[dataset].title, "network": network}

@@ -61,3 +61,18 @@ def augment(image, parameters, i, size, kernel):
     if parameters.sigma is not None and parameters.sigma[i] > 0:
         x = TF.gaussian_blur(x, kernel, float(parameters.sigma[i]))
     return x
+
+
+def augment_pil(image, parameters, i, size):
+    """The same on a PIL picture, as the authors' code does it, without blur: uint8 (3, H, W) → float (3, S, S)."""
+    x = TF.to_pil_image(image)
+    x = TF.resized_crop(x, *(int(v) for v in parameters.box[i]), [size, size])
+    if parameters.flip[i]:
+        x = TF.hflip(x)
+    if parameters.jitter[i]:
+        operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
+        for number in ORDERS[parameters.order[i]]:
+            x = operations[number](x, float(parameters.factors[i, number]))
+    if parameters.grayscale[i]:
+        x = TF.rgb_to_grayscale(x, num_output_channels=3)
+    return TF.to_tensor(x)

@@ -150,6 +150,19 @@ def test_whole_pipeline_equals_torchvision_image_by_image(photos, generator, dat
     assert ours.max() <= 1 + 1e-5
 
 
+def test_no_further_from_the_pil_pipeline_than_torchvisions_own_float_path(photos, generator):
+    """PIL rounds to 8 bits after each operation; torchvision's functionals on tensors do not, and nor do we."""
+    config = recipe("cifar10", profile="paper", image_size=32)
+    images = photos.repeat(16, 1, 1, 1)
+    parameters = draw(generator, len(images), 20, 26, config)
+    pil = one_by_one(images, lambda i, v: reference.augment_pil(v, parameters, i, 32))
+    floats = one_by_one(images, lambda i, v: reference.augment(v, parameters, i, 32, config.blur_kernel))
+    theirs, ours = (floats - pil).abs(), (A.apply(images, parameters, 32) - pil).abs()
+    assert 1e-3 < theirs.max() < 0.1
+    assert ours.max() <= theirs.max() + 5e-6
+    assert ours.mean() <= theirs.mean() + 5e-6
+
+
 def test_whole_pipeline_of_digits_equals_torchvision(digits, generator):
     config = recipe("digits")
     parameters = draw(generator, 40, 8, 8, config)

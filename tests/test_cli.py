@@ -29,6 +29,7 @@ def error_of(capsys, *arguments):
         (["train", "digits", "--epoch", "1"], "Write '--epochs'"),
         (["train", "digits", "--epochs"], "expected one argument"),
         (["train", "digits", "--epochs", "-1"], "at least 0"),
+        (["train", "digits", "--epochs", "0"], "at least 1"),
         (["train", "digits", "--n-clusters", "1"], "at least 2"),
         (["train", "digits", "--n-clusters", "5000"], "at most 1797"),
         (["train", "digits", "--batch-size", "5000"], "at most 1797"),

@@ -214,6 +214,7 @@ def test_missing_classes_are_refused(tmp_path):
 def test_a_folder_of_classes_has_labels(tmp_path):
     made_classes(tmp_path / "mine", ["cats", "dogs"], 2)
     (tmp_path / "mine/notes").mkdir()
+    (tmp_path / "mine/notes/read.me").write_text("no class")
     data = datasets.load(f"folder:{tmp_path / 'mine'}", tmp_path)
     assert data.class_names == ("cats", "dogs")
     assert data.labels.tolist() == [0, 0, 1, 1]

@@ -1,91 +1,42 @@
-"""Every command and every piece of Python in the how-to pages runs as it is written, on small pictures."""
+"""Tables in the documentation that follow from the code."""
 
-import io
-import re
-import shlex
-import subprocess
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
-import torchvision
-from test_collection import picture
+from ccrepro.config import DATASETS, RECIPES, recipe
 
-from ccrepro import checkpoint, cli, config, datasets, foreign
-from ccrepro.model import build
-
-DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["own_pictures", "models"]
-QUICK = {"cluster": ["--epochs", "1", "--image-size", "16", "--checkpoint-seconds", "600"]}  # for what a test can wait
+ROOT = Path(__file__).parents[1]
 
 
-def blocks(page, kind):
-    return re.findall(rf"```{kind}\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.S)
+def departures():
+    """The table of docs/fast.md: each setting in which the fast profile departs from the paper's, by data set."""
+    datasets = [name for name in RECIPES["fast"] if name in RECIPES["paper"]]
+    pairs = {name: (recipe(name, "paper"), recipe(name, "fast")) for name in datasets}
+    changed = {name: fast.differences(paper) for name, (paper, fast) in pairs.items()}
+    settings = [s for s in dict.fromkeys(s for found in changed.values() for s in found) if s != "profile"]
+    lines = [f"| setting | paper | {' | '.join(DATASETS[name].title for name in datasets)} |"]
+    lines.append("|" + "---|" * (len(datasets) + 2))
+    for setting in settings:
+        paper = {shown(getattr(pairs[name][0], setting)) for name in datasets}
+        assert len(paper) == 1, setting
+        cells = [shown(changed[name][setting]) if setting in changed[name] else "as there" for name in datasets]
+        lines.append(f"| `{setting}` | {paper.pop()} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-@pytest.fixture
-def place(root, monkeypatch):
-    """A folder with all that the pages speak of."""
-    rng = np.random.default_rng(0)
-    (root / "photos").mkdir()
-    for i in range(36):
-        picture(i % 3, rng).save(root / f"photos/{i:02d}.png")
-    torch.manual_seed(0)
-    torch.save(torchvision.models.resnet18().state_dict(), root / "resnet18.pth")
-    theirs = config.recipe("cifar10", "paper")
-    foreign.save_authors(build(theirs), theirs, root / "checkpoint_1000.tar", 1000)
-    settings = config.recipe("cifar10", "paper", backbone="resnet18")
-    checkpoint.save_model(build(settings), settings, root / "model.safetensors")
-    images = rng.integers(0, 256, (20, 3, 32, 32)).astype(np.uint8)
-    cifar = datasets.ImageSet("cifar10", images, np.full((20, 2), 32), np.arange(20) % 10, tuple("0123456789"), "made")
-    load = datasets.load
-    monkeypatch.setattr(datasets, "load", lambda name, *more: cifar if name == "cifar10" else load(name, *more))
-    monkeypatch.chdir(root)
-    return root
+def shown(value):
+    return "–".join(f"{v:g}" for v in value) if isinstance(value, tuple) else str(value)
 
 
-def run(line, monkeypatch, capsys):
-    """One line of shell: a command of ours, perhaps fed by another command, perhaps into a file."""
-    before, pipe, command = line.rpartition(" | ")
-    command, redirected, target = command.partition(" > ")
-    if pipe:
-        fed = subprocess.run(before, shell=True, capture_output=True, text=True, check=True).stdout
-        monkeypatch.setattr("sys.stdin", io.StringIO(fed))
-    program, name, *arguments = shlex.split(command)
-    assert program == "ccrepro"
-    capsys.readouterr()
-    assert cli.main([name, *arguments, *QUICK.get(name, [])]) == 0, line
-    printed = capsys.readouterr().out
-    if redirected:
-        Path(target).write_text(printed)
-    return printed
+def test_fast_profile_lists_what_departs_from_the_paper():
+    assert departures() in (ROOT / "docs/fast.md").read_text()
 
 
-@pytest.mark.parametrize("page", PAGES)
-def test_commands_run(page, place, monkeypatch, capsys):
-    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
-    assert lines
-    for line in lines:
-        assert run(line, monkeypatch, capsys) or ">" in line
-    if page == "own_pictures":
-        for name in re.findall(r"`(clusters/[\w.]+)", (DOCS / f"{page}.md").read_text()):
-            assert (place / name).exists(), name
-        assert len((place / "predictions.jsonl").read_text().splitlines()) == 36
+def test_fast_profile_has_all_data_sets_of_the_paper_and_the_stand_ins():
+    assert set(RECIPES["fast"]) == {*RECIPES["paper"], "imagenette", "imagewoof"}
 
 
-def test_python_runs(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for block in blocks("python", "python"):
-        exec(compile(block, "docs/python.md", "exec"), {})
-
-
-def test_job_scripts_are_shell():
-    for block in blocks("models", "slurm"):
-        assert subprocess.run(["bash", "-n"], input=block, text=True).returncode == 0
-
-
-@pytest.mark.parametrize("page", [*PAGES, "python"])
-def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\(([^)#:]+)\)", (DOCS / f"{page}.md").read_text()):
-        assert (DOCS / link).exists(), link
+def test_bench_documentation_shows_a_committed_measurement():
+    text = (ROOT / "docs/performance.md").read_text()
+    tables = list((ROOT / "results/bench").glob("*.md"))
+    assert tables
+    assert all(f"results/bench/{path.name}" in text for path in tables)

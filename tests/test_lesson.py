@@ -239,6 +239,15 @@ def test_augmentation_figure_changes_one_thing_at_a_time():
     assert np.allclose(grey, grey[:1], atol=1e-6)
 
 
+def test_augmentation_figure_shows_each_at_work():
+    axes = figures.augmentation("title", live.flower(), live.color_config()).axes
+    pictures = [[a.images[0].get_array() for a in axes[7 * row + 1 : 7 * row + 6]] for row in range(3)]
+    image = axes[0].images[0].get_array()
+    at_work = np.array([[np.abs(picture - image).mean() > 0.01 for picture in row] for row in pictures])
+    assert at_work.any(0).all()
+    assert at_work.all(0).tolist() == [True, False, False, False, False]  # a crop is always taken
+
+
 def recipe_alone(config, name, **changed):
     return dataclasses.replace(config, **{**figures._alone(config, figures.ALONE[name]), **changed})
 

@@ -3,8 +3,10 @@ import io
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -14,6 +16,7 @@ import pytest
 from PIL import Image
 
 from ccrepro import notebook, report
+from ccrepro.checkpoint import Checkpoints
 from ccrepro.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
@@ -208,3 +211,22 @@ def test_your_images_ends_with_a_gallery_and_predictions(tmp_path):
     assert len((tmp_path / "out/clusters.csv").read_text().splitlines()) == 401
     pictures = [o for c in code_cells(output) for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_reaches_the_training_in_a_notebook(tmp_path, number, code):
+    command = [sys.executable, "-m", "ccrepro", "notebook", "notebooks/02_train.ipynb", str(tmp_path / "o.ipynb")]
+    command += [f"runs_dir={tmp_path}", f"results_dir={tmp_path}", "overrides={checkpoint_seconds: 0}"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folder = tmp_path / "demo/digits/cc-seed0"
+    while not list(folder.glob("checkpoint-*.json")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    error = process.communicate()[1]
+    assert process.returncode == code
+    assert error.count("\n") == 1
+    assert "The step under way was finished and saved in" in error
+    assert Checkpoints(folder).load() is not None
+    assert not (tmp_path / "o.ipynb").exists()
+    assert not (folder / "run.json").exists()

@@ -26,8 +26,8 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
             upright = _rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError:
         raise BadImage("empty file" if Path(path).stat().st_size == 0 else "not an image") from None
-    except Image.DecompressionBombError:
-        raise BadImage(f"more than {MAX_PIXELS:,} pixels") from None
+    except Image.DecompressionBombError as error:  # Pillow's own limit is higher than ours
+        raise BadImage(f"more than {MAX_PIXELS:,} pixels: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise BadImage(f"damaged: {' '.join(str(error).split())}") from None
     size = (upright.height, upright.width)

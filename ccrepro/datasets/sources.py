@@ -3,6 +3,7 @@
 Letters: N images, C channels, S side of the packed square.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -128,9 +129,26 @@ def _torchvision(kind: str, root: Path, **split: object) -> Any:
     try:
         return made(root, download=False, **split)
     except RuntimeError as error:
-        what, place = f"{kind} is incomplete or damaged", str(root / made.base_folder)
+        place = root / made.base_folder
+        what = f"{kind} is incomplete or damaged: {_differing(made, place)}"
         fix = f"Remove {made.base_folder}, and it is fetched again"
-        raise DataError(what, place, "Every file must have its official MD5", fix) from error
+        raise DataError(what, str(place), "Every file must have its official MD5", fix) from error
+
+
+def _differing(kind: Any, folder: Path) -> str:
+    """The files of a torchvision data set that are absent or not the official ones."""
+    official = [
+        *kind.train_list,
+        *kind.test_list,
+        *([(kind.meta["filename"], kind.meta["md5"])] if hasattr(kind, "meta") else []),
+    ]
+    found = []
+    for name, expected in official:
+        path = folder / name
+        md5 = hashlib.md5(path.read_bytes()).hexdigest() if path.exists() else "absent"
+        if md5 != expected:
+            found.append(f"{name} has MD5 {md5}, not {expected}" if path.exists() else f"{name} is absent")
+    return "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
 
 
 def _joined(pixels: list[np.ndarray], labels: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
