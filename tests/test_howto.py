@@ -1,0 +1,91 @@
+"""Every command and every piece of Python in the how-to pages runs as it is written, on small pictures."""
+
+import io
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from test_collection import picture
+
+from ccrepro import checkpoint, cli, config, datasets, foreign
+from ccrepro.model import build
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = ["own_pictures", "models"]
+QUICK = {"cluster": ["--epochs", "1", "--image-size", "16", "--checkpoint-seconds", "600"]}  # for what a test can wait
+
+
+def blocks(page, kind):
+    return re.findall(rf"```{kind}\n(.*?)```", (DOCS / f"{page}.md").read_text(), flags=re.S)
+
+
+@pytest.fixture
+def place(root, monkeypatch):
+    """A folder with all that the pages speak of."""
+    rng = np.random.default_rng(0)
+    (root / "photos").mkdir()
+    for i in range(36):
+        picture(i % 3, rng).save(root / f"photos/{i:02d}.png")
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), root / "resnet18.pth")
+    theirs = config.recipe("cifar10", "paper")
+    foreign.save_authors(build(theirs), theirs, root / "checkpoint_1000.tar", 1000)
+    settings = config.recipe("cifar10", "paper", backbone="resnet18")
+    checkpoint.save_model(build(settings), settings, root / "model.safetensors")
+    images = rng.integers(0, 256, (20, 3, 32, 32)).astype(np.uint8)
+    cifar = datasets.ImageSet("cifar10", images, np.full((20, 2), 32), np.arange(20) % 10, tuple("0123456789"), "made")
+    load = datasets.load
+    monkeypatch.setattr(datasets, "load", lambda name, *more: cifar if name == "cifar10" else load(name, *more))
+    monkeypatch.chdir(root)
+    return root
+
+
+def run(line, monkeypatch, capsys):
+    """One line of shell: a command of ours, perhaps fed by another command, perhaps into a file."""
+    before, pipe, command = line.rpartition(" | ")
+    command, redirected, target = command.partition(" > ")
+    if pipe:
+        fed = subprocess.run(before, shell=True, capture_output=True, text=True, check=True).stdout
+        monkeypatch.setattr("sys.stdin", io.StringIO(fed))
+    program, name, *arguments = shlex.split(command)
+    assert program == "ccrepro"
+    capsys.readouterr()
+    assert cli.main([name, *arguments, *QUICK.get(name, [])]) == 0, line
+    printed = capsys.readouterr().out
+    if redirected:
+        Path(target).write_text(printed)
+    return printed
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_run(page, place, monkeypatch, capsys):
+    lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
+    assert lines
+    for line in lines:
+        assert run(line, monkeypatch, capsys) or ">" in line
+    if page == "own_pictures":
+        for name in re.findall(r"`(clusters/[\w.]+)", (DOCS / f"{page}.md").read_text()):
+            assert (place / name).exists(), name
+        assert len((place / "predictions.jsonl").read_text().splitlines()) == 36
+
+
+def test_python_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks("python", "python"):
+        exec(compile(block, "docs/python.md", "exec"), {})
+
+
+def test_job_scripts_are_shell():
+    for block in blocks("models", "slurm"):
+        assert subprocess.run(["bash", "-n"], input=block, text=True).returncode == 0
+
+
+@pytest.mark.parametrize("page", [*PAGES, "python"])
+def test_links_lead_somewhere(page):
+    for link in re.findall(r"\]\(([^)#:]+)\)", (DOCS / f"{page}.md").read_text()):
+        assert (DOCS / link).exists(), link
