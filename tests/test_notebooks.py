@@ -204,18 +204,6 @@ def test_executed_lesson_is_of_todays_notebook(path):
     assert injected == [c.source for c in book.cells], "run `make lesson`"
 
 
-<<<<<<< HEAD
-=======
-def test_your_images_ends_with_a_gallery_and_predictions(tmp_path):
-    parameters = {"epochs": 1, "out": str(tmp_path / "out")}
-    output = notebook.run(ROOT / "notebooks/10_your_images.ipynb", tmp_path / "10.ipynb", parameters)
-    assert (tmp_path / "out/index.html").exists()
-    assert len((tmp_path / "out/clusters.csv").read_text().splitlines()) == 401
-    pictures = [o for c in code_cells(output) for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == 2
-
-
->>>>>>> product
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_reaches_the_training_in_a_notebook(tmp_path, number, code):
     command = [sys.executable, "-m", "ccrepro", "notebook", "notebooks/02_train.ipynb", str(tmp_path / "o.ipynb")]
@@ -233,7 +221,6 @@ def test_a_signal_reaches_the_training_in_a_notebook(tmp_path, number, code):
     assert Checkpoints(folder).load() is not None
     assert not (tmp_path / "o.ipynb").exists()
     assert not (folder / "run.json").exists()
-<<<<<<< HEAD
 
 
 def test_your_images_ends_with_a_gallery_and_predictions(tmp_path):
@@ -243,5 +230,3 @@ def test_your_images_ends_with_a_gallery_and_predictions(tmp_path):
     assert len((tmp_path / "out/clusters.csv").read_text().splitlines()) == 401
     pictures = [o for c in code_cells(output) for o in c.outputs if "image/png" in o.get("data", {})]
     assert len(pictures) == 2
-=======
->>>>>>> product
