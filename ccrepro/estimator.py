@@ -144,7 +144,8 @@ class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         It can compare settings and numbers of clusters, on pictures that were not fitted; it cannot tell whether the
         clusters are those you have in mind.
         """
-        return view_agreement(self.model_, self.config_, self._predictable(X))
+        images = self._predictable(X)  # or NotFittedError, before the model is asked for
+        return view_agreement(self.model_, self.config_, images)
 
     def save(self, path: str | Path) -> Path:
         """Write the fitted model to one safetensors file, which `load` and ``ccrepro predict`` take."""

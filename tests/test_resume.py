@@ -128,6 +128,13 @@ def test_the_record_of_a_resumed_run_says_so_and_its_log_has_each_epoch_once(roo
 
 
 class TestSignals:
+    @pytest.fixture(autouse=True)
+    def _as_in_a_terminal(self):
+        """A shell that starts the tests in the background lets them ignore Ctrl-C."""
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
+        yield
+        signal.signal(signal.SIGINT, before)
+
     @pytest.mark.parametrize(
         ("number", "error", "code"), [(signal.SIGTERM, Stopped, 143), (signal.SIGINT, StoppedByUser, 130)]
     )
