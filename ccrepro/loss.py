@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-ROWS = 1024  # of the similarity matrix that are in memory at once
+ROWS = 1024
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
@@ -39,9 +39,9 @@ class _Contrast(torch.autograd.Function):
             part = rows[start : start + ROWS]
             similarity = scaled[start : start + ROWS] @ rows.T
             similarity[:, start : start + ROWS].fill_diagonal_(-math.inf)
-            normaliser = similarity.logsumexp(1, keepdim=True)
-            loss = loss + normaliser.sum()
-            softmax = similarity.sub_(normaliser).exp_()
+            softmax = similarity.softmax(1)
+            # The log of each row's normaliser: the largest softmax is exp(largest similarity - normaliser).
+            loss = loss + (similarity.amax(1) - softmax.amax(1).log()).sum()
             gradient += softmax.T @ part
             gradient[start : start + ROWS] += softmax @ rows
         ctx.save_for_backward(gradient / (temperature * len(rows)))

@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +31,9 @@ from ccrepro.checkpoint import Checkpoints
 
 ROOT = Path(__file__).parents[1]
 UNTOLD = ("seconds", "resumed", "commit", "hardware", "history")  # of a record: what may differ, or is compared apart
+# Where pages tell how long a run took, which differs from one reproduction to the next: the sentence on what it ran
+# on, and the column of seconds, before that of energy.
+TOLD_SECONDS = re.compile(rb"[\d,]+ to [\d,]+ s each|[\d,]+ *(\||</td>\s*<td[^>]*>) *(?=not measured)")
 
 
 def silenced(function: Callable[[], Any]) -> tuple[Any, list[str]]:
@@ -102,10 +106,11 @@ def _wait_for_another(cell: Path, before: Any, process: subprocess.Popen) -> boo
     return False
 
 
-def kill_reproduce(kills: int, rng: random.Random) -> dict[str, int]:
+def kill_reproduce(kills: int, rng: random.Random) -> dict[str, Any]:
     """SIGKILL `make reproduce` and all it started, at random moments; look at every file under results/ each time;
     in the end, compare them byte by byte with those of a reproduction that was left alone."""
     counts = {"kills": 0, "files looked at": 0, "files half-written": 0, "reproductions identical": 0}
+    counts |= {"files compared": 0, "files that differ": []}
     with tempfile.TemporaryDirectory() as folder:
         alone, killed = (_clone(Path(folder, name)) for name in ("alone", "killed"))
         began = time.monotonic()
@@ -124,8 +129,10 @@ def kill_reproduce(kills: int, rng: random.Random) -> dict[str, int]:
                 counts["files looked at"] += 1
                 counts["files half-written"] += not _whole(path)
         if _reproduce(killed).wait() == 0:
-            same = _digests(alone) == _digests(killed)
-            counts["reproductions identical"] = int(same)
+            once, again = _digests(alone), _digests(killed)
+            counts["files compared"] = len(once.keys() | again.keys())
+            counts["files that differ"] = sorted(n for n in once.keys() | again.keys() if once.get(n) != again.get(n))
+            counts["reproductions identical"] = int(once == again)
     return counts
 
 
@@ -158,22 +165,19 @@ def _kill_kernels(folder: Path) -> None:
 
 def _results(folder: Path) -> list[Path]:
     """Finished files; what is being written bears a name of its own, and is swept at the next start."""
-    found = (p for p in (folder / "results").rglob("*") if p.is_file())
-    return [p for p in found if not p.name.endswith(".tmp")]
+    found = (p for p in [*(folder / "results").rglob("*"), *folder.glob("README*")] if p.is_file())
+    return sorted(p for p in found if not p.name.endswith(".tmp"))
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of each file; of a run's record without the seconds it took."""
+    """SHA-256 of each finished file, the seconds that runs took left out."""
     found = {}
-    for path in sorted((folder / "results").rglob("*")):
-        if path.is_file():
-            content = path.read_bytes()
-            if path.parts[-4] == "runs":
-                record = json.loads(content)
-                content = json.dumps({k: v for k, v in record.items() if k != "seconds"}).encode()
-            found[str(path.relative_to(folder))] = hashlib.sha256(content).hexdigest()
-    # How long a run took is told in these, and differs from one reproduction to the next.
-    return {name: digest for name, digest in found.items() if "README" not in name}
+    for path in _results(folder):
+        content = path.read_bytes()
+        if "runs" in path.parts[-4:]:
+            content = json.dumps({k: v for k, v in json.loads(content).items() if k != "seconds"}).encode()
+        found[str(path.relative_to(folder))] = hashlib.sha256(TOLD_SECONDS.sub(b"", content)).hexdigest()
+    return found
 
 
 def _whole(path: Path) -> bool:
