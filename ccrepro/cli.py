@@ -174,18 +174,28 @@ def _from_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     config = _config(options)
-    from ccrepro import datasets, run, train  # torch takes seconds to import; mistakes are told at once
+    from ccrepro import datasets, ranks, run, train  # torch takes seconds to import; mistakes are told at once
 
-    data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
-    this = run.Run(config, data, options.runs_dir, options.results_dir)
-    if options.resume:
-        this.checkpoints.require()
-    report = this.report
-    if options.log == "tensorboard":
-        from ccrepro import watch
+    config = ranks.settle(config)
+    if ranks.to_be_launched(config):
+        ranks.launch(config, sys.argv[1:])
+        return
+    with ranks.join(config) as together:
+        with together.one_first():
+            data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
+        if together.rank > 0:
+            train.train(config, data, ranks=together)
+            return
+        this = run.Run(config, data, options.runs_dir, options.results_dir)
+        if options.resume:
+            this.checkpoints.require()
+        report = this.report
+        if options.log == "tensorboard":
+            from ccrepro import watch
 
-        report = watch.also_tensorboard(this.report, this.folder / "tensorboard")
-    record = this.finish(*train.train(config, data, report, this.checkpoints))
+            report = watch.also_tensorboard(this.report, this.folder / "tensorboard")
+        trained = train.train(config, data, report, this.checkpoints, together)
+    record = this.finish(*trained)
     print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {this.folder}/run.json")
 
 

@@ -239,6 +239,8 @@ class Config:
         "torch.compile's mode; auto: on a GPU",
         machine=True,
     )
+    devices: int = option(1, at_least(1), "processes per node, each with a device; batch_size is of all", machine=True)
+    nodes: int = option(1, at_least(1), "machines, each with so many devices", machine=True)
     threads: int = option(1, at_least(1), "torch threads on the CPU; two were 2 to 25 times slower", machine=True)
     checkpoint_seconds: float = option(
         10.0, at_least(0), "between checkpoints; more where writing one takes over a fiftieth of it", machine=True
@@ -249,6 +251,10 @@ class Config:
             object.__setattr__(self, f.name, _valid(f, getattr(self, f.name)))
         facts = DATASETS.get(self.dataset, Facts("the collection", 2**31, 0))
         check_fits(self, facts.images, facts.title)
+        if self.batch_size % self.ranks:
+            what = f"batch_size is {self.batch_size}, for {self.ranks} devices in all"
+            fix = f"Write batch_size={max(self.ranks, self.batch_size // self.ranks * self.ranks)}"
+            raise ConfigError(what, "setting batch_size", "It must be a multiple of their number", fix)
         if not self.epochs and self.variant != "untrained":
             fix = "Write epochs=1, or variant=untrained"
             raise ConfigError("epochs is 0", "setting epochs", "It must be at least 1", fix)
@@ -260,6 +266,11 @@ class Config:
     def cell(self) -> str:
         """Where the run lives below ``runs/`` and ``results/runs/``: profile/dataset/variant-seedK."""
         return f"{self.profile}/{self.dataset}/{self.variant}-seed{self.seed}"
+
+    @property
+    def ranks(self) -> int:
+        """R, the processes that train the model together."""
+        return self.devices * self.nodes
 
     def overrides(self) -> dict[str, Any]:
         """The settings that differ from the recipe this one names, those of the machine left out."""

@@ -58,6 +58,12 @@ class LockedError(CcreproError):
     exit_code = 6
 
 
+class PeerError(CcreproError):
+    """Another of the processes that train together is gone."""
+
+    exit_code = 7
+
+
 class Stopped(CcreproError):
     """SIGTERM, after what was under way has been saved."""
 

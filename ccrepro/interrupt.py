@@ -19,7 +19,7 @@ class StopSignal:
     def __init__(self, active: bool = True, then: Callable[[int], None] = lambda number: None):
         self.then = then
         self.active = active and threading.current_thread() is threading.main_thread()
-        self.signal: int | None = None
+        self.signal = 0  # the first one's number
 
     def __enter__(self) -> Self:
         if self.active:

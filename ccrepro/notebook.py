@@ -70,7 +70,7 @@ def _execute(path: Path, scratch: Path, parameters: dict[str, Any]) -> None:
             )  # fmt: skip
         except (PapermillExecutionError, DeadKernelError) as error:
             found = _translated(error, path) if isinstance(error, PapermillExecutionError) else _dead(path)
-            if stop.signal is not None and not isinstance(found, Stopped):
+            if stop.signal and not isinstance(found, Stopped):
                 raise stop.error(path.name, "Nothing of this notebook was written") from error
             raise found from error
     cells = [c for c in nbformat.read(scratch, as_version=4).cells if c.cell_type == "code" and c.source.strip()]

@@ -24,6 +24,7 @@ from ccrepro.checkpoint import Checkpoints, save_weights
 from ccrepro.config import Config
 from ccrepro.datasets import ImageSet
 from ccrepro.evaluate import Clustering, cases, evaluate, feature_map, map_rows, score
+from ccrepro.machine import cpu_name
 from ccrepro.metrics import contingency, scores
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.train import Epoch
@@ -218,13 +219,9 @@ def _short(value: float) -> float:
 
 def hardware(model: ContrastiveClusteringModel | None) -> dict[str, Any]:
     """Names of what the run ran on."""
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = re.findall(r"model name\s*:\s*(.*)", Path("/proc/cpuinfo").read_text())
-        cpu = names[0] if names else cpu
     on_gpu = model is not None and next(model.parameters()).is_cuda
     gpu = torch.cuda.get_device_name() if on_gpu else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "gpu": gpu, "threads": torch.get_num_threads()}
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "gpu": gpu, "threads": torch.get_num_threads()}
 
 
 def versions() -> dict[str, str]:

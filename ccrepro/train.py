@@ -8,7 +8,6 @@ equals, bit for bit on a CPU, what was never interrupted.
 import dataclasses
 import functools
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccrepro import augmentations, foreign
@@ -29,7 +28,9 @@ from ccrepro.datasets import ImageSet, as_tensor
 from ccrepro.errors import CheckpointError, ConfigError, NumericalError
 from ccrepro.interrupt import StopSignal
 from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, pair_cosines
+from ccrepro.machine import choose_device, resolve
 from ccrepro.model import ContrastiveClusteringModel, build
+from ccrepro.ranks import ALONE, Ranks
 
 Epoch = dict[str, float]  # epoch (from 1), the means of NUMBERS over its steps, seconds
 Report = Callable[[Epoch, ContrastiveClusteringModel], None]
@@ -52,6 +53,7 @@ class State:
     """All that training changes."""
 
     model: ContrastiveClusteringModel
+    network: nn.Module  # the model as it is called in training, wrapped where several ranks share it
     optimizer: torch.optim.Optimizer
     epoch: int = 0  # finished epochs
     steps: list[Tensor] = field(default_factory=list)  # of the epoch under way: (NUMBERS,) for each
@@ -65,6 +67,7 @@ def train(
     data: ImageSet,
     report: Report = lambda epoch, model: None,
     checkpoints: Checkpoints | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[ContrastiveClusteringModel | None, list[Epoch]]:
     """Train on all images, without their labels; from the newest of ``checkpoints``, where there is one.
 
@@ -72,73 +75,47 @@ def train(
     `NUMBERS` over its steps, and ``seconds``. ``report(epoch, model)`` is called with each; ``epoch`` 0, before the
     first step, has nothing but its number. A baseline has nothing to train: (None, []).
 
+    ranks: the processes that train it together. All call this function; ``report`` and ``checkpoints`` are for rank 0.
+
     Raises `NumericalError` in the step where a number is not finite (on a GPU: where the next look at them finds it),
     `CheckpointError` for checkpoints that do not fit, and, where there are checkpoints, `Stopped` after SIGTERM or
-    Ctrl-C, once the step under way is saved.
+    Ctrl-C, once the step under way is saved; `ConfigError` for settings of more ranks than there are.
     """
+    if config.ranks != ranks.size:
+        what, allowed = f"devices x nodes is {config.ranks}", f"{ranks.size} trains here"
+        raise ConfigError(what, "settings devices, nodes", allowed, "Use python -m ccrepro train for several")
     if config.baseline:
         return None, []
     check_fits(config, len(data.images), data.name)
     run = {"config": dataclasses.asdict(config), "data_sha256": data.sha256}
     config = resolve(config)
     torch.set_num_threads(config.threads)
-    state = start(config, data)
-    if checkpoints is not None:
-        _restore(state, checkpoints, config, run)
+    state = start(config, data, ranks)
+    _restore(state, ranks.share(checkpoints.load if checkpoints else lambda: None), config, run)
     if state.epoch == 0 and not state.steps:
         report({"epoch": 0}, state.model)
     passes = _passes(config, data)
     saved = f"The step under way was finished and saved in {checkpoints.folder}" if checkpoints else ""
-    with StopSignal(active=checkpoints is not None) as stop:
+    with StopSignal(active=checkpoints is not None or ranks.size > 1) as stop:
         while state.epoch < config.epochs:
-            for _ in _epoch(state, config, passes):
-                stopped, due = stop.signal is not None, checkpoints is not None and checkpoints.due()
-                if config.device == "cpu" or stopped or due or len(state.steps) % CHECKED_STEPS == 0:
+            for _ in _epoch(state, config, passes, ranks):
+                told, due = ranks.agree(stop.signal, checkpoints is not None and checkpoints.due())
+                if config.device == "cpu" or told or due or len(state.steps) % CHECKED_STEPS == 0:
                     _check_finite(state, checkpoints)
-                if stopped or due:
+                if checkpoints is not None and (told or due):
                     _save(state, checkpoints, config, run)
-                if stopped:
+                if told:
+                    stop.signal = told  # some rank's
                     raise stop.error(f"epoch {state.epoch + 1}, step {len(state.steps)}", saved)
             report(_close_epoch(state, checkpoints), state.model)
         if checkpoints is not None:
             _save(state, checkpoints, config, run)
-        if stop.signal is not None:
+        if stop.signal:
             raise stop.error(f"epoch {state.epoch}", saved)
     return state.model.eval(), state.history
 
 
-def resolve(config: Config) -> Config:
-    """The settings with every ``auto`` decided for this machine.
-
-    bf16 pays where the hardware has it (on a CPU: AMX) and the network's maps are larger than 8×8; compiling pays on a
-    GPU, with CUDA graphs where small pictures leave it waiting for the host. Raises `ConfigError` without a GPU that is
-    asked for.
-    """
-    device, precision, mode = choose_device(config).type, config.precision, config.compile
-    side = config.image_size // (4 if config.stem == "imagenet" else 1)
-    if precision == "auto":
-        units = (
-            torch.cuda.is_bf16_supported(including_emulation=False)
-            if device == "cuda"
-            else torch.cpu._is_amx_tile_supported()
-        )
-        precision = "bf16" if units and side > 8 else "fp32"
-    if mode == "auto":
-        mode = "off" if device == "cpu" else "reduce-overhead" if side <= 32 else "default"
-    return dataclasses.replace(config, device=device, precision=precision, compile=mode)
-
-
-def choose_device(config: Config) -> torch.device:
-    """Raises `ConfigError` when CUDA is asked for and absent."""
-    available = torch.cuda.is_available()
-    if config.device == "cuda" and not available:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        what = "no CUDA device found" + (f", CUDA_VISIBLE_DEVICES is {visible!r}" if visible is not None else "")
-        raise ConfigError(what, "setting device", "Known here: 'auto', 'cpu'", "Use device=cpu")
-    return torch.device("cuda" if available and config.device != "cpu" else "cpu")
-
-
-def start(config: Config, data: ImageSet) -> State:
+def start(config: Config, data: ImageSet, ranks: Ranks = ALONE) -> State:
     """An untrained model on its device, and its optimizer."""
     model = build(config, data.images.shape[1])
     if config.normalize:
@@ -152,7 +129,7 @@ def start(config: Config, data: ImageSet) -> State:
         optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     else:
         optimizer = torch.optim.SGD(model.parameters(), config.lr, 0.9, weight_decay=config.weight_decay, fused=True)
-    return State(model, optimizer)
+    return State(model, ranks.wrap(model), optimizer)
 
 
 def channel_statistics(images: np.ndarray, at_once: int = 1000) -> tuple[Tensor, Tensor]:
@@ -191,7 +168,7 @@ def _placed(images: np.ndarray, config: Config) -> Tensor:
     return as_tensor(images)
 
 
-def _epoch(state: State, config: Config, passes: list[Pass]) -> Iterator[None]:
+def _epoch(state: State, config: Config, passes: list[Pass], ranks: Ranks) -> Iterator[None]:
     """Train what is left of an epoch, a step at a time; each adds its numbers to the state."""
     before, began, done = state.seconds, time.perf_counter(), len(state.steps)
     for group in state.optimizer.param_groups:
@@ -199,8 +176,8 @@ def _epoch(state: State, config: Config, passes: list[Pass]) -> Iterator[None]:
     for number, part in enumerate(passes):
         skipped = min(done, len(part.images) // config.batch_size)
         done -= skipped
-        for view_a, view_b in pairs(part.images, part.sizes, config, state.epoch, number, skipped):
-            numbers = step(state.model, state.optimizer, view_a, view_b, config, part.both)
+        for view_a, view_b in pairs(part.images, part.sizes, config, state.epoch, number, skipped, ranks):
+            numbers = step(state.network, state.optimizer, view_a, view_b, config, part.both, ranks)
             state.steps.append(torch.stack([numbers[name] for name in NUMBERS]))
             state.seconds = before + time.perf_counter() - began
             yield
@@ -230,21 +207,22 @@ def _check_finite(state: State, checkpoints: Checkpoints | None) -> None:
 
 
 def step(
-    model: ContrastiveClusteringModel,
+    model: nn.Module,
     optimizer: torch.optim.Optimizer,
     view_a: Tensor,
     view_b: Tensor,
     config: Config,
     both: bool = True,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Tensor]:
-    """One step on two views (N, C, S, S), which go through the network together, each with its own batch statistics.
+    """One step on two views (n, C, S, S) of this rank's images, each with its own batch statistics.
 
     ``both=False`` leaves the cluster loss out (STL-10's unlabeled images). Returns the `NUMBERS`, on the device: the
-    host does not wait for them.
+    host does not wait for them. They are of the global batch, and so the same on all ranks.
     """
     model.train()
     forward = losses if config.compile in ("off", "auto") else _compiled_losses(config.compile)
-    loss, numbers = forward(model, view_a, view_b, config, config.heads if both else "instance")
+    loss, numbers = forward(model, view_a, view_b, config, config.heads if both else "instance", ranks)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
@@ -253,14 +231,15 @@ def step(
 
 
 def losses(
-    model: ContrastiveClusteringModel, view_a: Tensor, view_b: Tensor, config: Config, heads: str
+    model: nn.Module, view_a: Tensor, view_b: Tensor, config: Config, heads: str, ranks: Ranks
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to be minimised, and all of the `NUMBERS` but the gradient's.
+    """The loss to be minimised, of the global batch on every rank, and all of the `NUMBERS` but the gradient's.
 
     The network may run in bf16; losses are in fp32. heads: whose losses count, as in `Config`.
     """
     with torch.autocast(view_a.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        (z_a, p_a), (z_b, p_b) = model.pair(view_a, view_b)
+        outputs = [x for pair in model.pair(view_a, view_b) for x in pair]
+    z_a, p_a, z_b, p_b = ranks.gather(torch.cat(outputs, 1)).split([x.shape[1] for x in outputs], 1)  # (N, D), (N, K)
     instance = instance_loss(z_a, z_b, config.instance_temperature)
     cluster = cluster_loss(p_a, p_b, config.cluster_temperature, config.entropy_weight)
     used = USED_LOSSES[heads]
@@ -294,8 +273,9 @@ def pairs(
     epoch: int,
     number: int = 0,
     first: int = 0,
+    ranks: Ranks = ALONE,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs of views of one pass: uint8 (M, C, H, W) → two of (N, C, S, S) per step; M mod N images are left out.
+    """The pairs of views of one pass: uint8 (M, C, H, W) → two of (n, C, S, S) per step; M mod N images are left out.
 
     sizes: (M, 2) the images' own heights and widths. ``number`` tells the passes of one epoch apart; ``first`` steps
     are passed over. Views are made where training runs; images elsewhere are fetched while the last step computes.
@@ -308,11 +288,13 @@ def pairs(
     drawn = [augmentations.draw(generator, sizes[order], shape, config).to(device) for _ in range(2)]
     augmented = {"both": (True, True), "one": (True, False), "none": (False, False)}[config.views]
     fetch = _indexed if images.device.type == device.type else _streamed
-    for done, batch in enumerate(fetch(images, order.view(steps, n)[first:], device), first):
+    own = ranks.rows(n)
+    for done, batch in enumerate(fetch(images, order.view(steps, n)[first:, own], device), first):
+        rows = slice(done * n + own.start, done * n + own.stop)
         yield tuple(
             augmentations.apply(
                 batch,
-                parameters[done * n : (done + 1) * n],
+                parameters[rows],
                 size,
                 config.blur_kernel,
                 config.compile not in ("off", "auto"),
@@ -376,18 +358,18 @@ def _save(state: State, checkpoints: Checkpoints, config: Config, run: dict[str,
     checkpoints.save(f"{state.epoch:06d}-{len(state.steps):06d}", tensors, {**run, **facts})
 
 
-def _restore(state: State, checkpoints: Checkpoints, config: Config, run: dict[str, Any]) -> None:
-    """Take the run up where its newest sound checkpoint left it. Raises `CheckpointError` where that is another run."""
-    found = checkpoints.load()
+def _restore(
+    state: State, found: tuple[Path, dict[str, Tensor], dict[str, Any]] | None, config: Config, run: dict[str, Any]
+) -> None:
+    """Take the run up where a checkpoint left it, on however many ranks. Raises `CheckpointError` for another run's."""
     if found is None:
         return
     path, tensors, facts = found
     _check_same_run(path, facts, run)
     for name, now in _machine(config).items():
-        if facts["machine"][name] != now:
-            print(
-                f"warning: {name} was {facts['machine'][name]} and is {now}: not bit for bit the same run", flush=True
-            )
+        before = facts["machine"].get(name, now)
+        if before != now:
+            print(f"warning: {name} was {before} and is {now}: not bit for bit the same run", flush=True)
     device = choose_device(config)
     model = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
     state.model.load_state_dict(model)
@@ -405,7 +387,7 @@ def _restore(state: State, checkpoints: Checkpoints, config: Config, run: dict[s
 
 def _machine(config: Config) -> dict[str, Any]:
     """On what the numbers of a run depend in their last bits."""
-    return {name: getattr(config, name) for name in ("device", "precision", "compile", "threads")} | {
+    return {name: getattr(config, name) for name in ("device", "precision", "compile", "threads", "ranks")} | {
         "torch": torch.__version__
     }
 

@@ -91,7 +91,7 @@ def test_both_views_in_one_pass_equal_two_passes_bit_for_bit(name, stem, norm, g
     config = recipe("cifar10", "paper", backbone=name, stem=stem, head_norm=norm, image_size=32)
     one, two = build(config).train(), build(config).train()
     a, b = (torch.rand(6, 3, 32, 32, generator=generator) for _ in "ab")
-    together, apart = one.pair(a, b), (two(a), two(b))
+    together, apart = one._at_once(a, b), two.pair(a, b)
     for ours, theirs in zip(together, apart, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
     for key, value in two.state_dict().items():
@@ -106,14 +106,14 @@ def test_both_views_in_one_pass_equal_two_passes_bit_for_bit(name, stem, norm, g
 def test_a_plain_concatenation_is_another_method(generator):
     model = build(recipe("cifar10", "paper", backbone="small", image_size=32)).train()
     a, b = (torch.rand(6, 3, 32, 32, generator=generator) * scale for scale in (1, 0.3))
-    (z_a, _), _ = model.pair(a, b)
+    (z_a, _), _ = model._at_once(a, b)
     assert (model(torch.cat((a, b)))[0][:6] - z_a).abs().max() > 0.05
 
 
 def test_in_evaluation_views_do_not_share_statistics_with_anything(generator):
     model = build(recipe("cifar10", "paper", backbone="small", image_size=32)).eval()
     a, b = (torch.rand(6, 3, 32, 32, generator=generator) for _ in "ab")
-    assert_close(model.pair(a, b)[1][0], model(b)[0])
+    assert_close(model._at_once(a, b)[1][0], model(b)[0])
 
 
 def test_standardised_pixels_have_mean_0_and_deviation_1(patterns):

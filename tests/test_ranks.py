@@ -1,0 +1,167 @@
+"""Several processes that train together equal one; a process that dies ends the others, and the run goes on."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import rank_script
+import torch
+
+from ccrepro import cli, ranks
+from ccrepro.config import recipe
+from ccrepro.datasets import ImageSet
+from ccrepro.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def images(n, side=8, channels=3):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (n, channels, side, side), np.uint8)
+    return ImageSet("noise", pixels, np.full((n, 2), side), np.zeros(n, int), ("a",), "")
+
+
+def numbered(n):
+    pixels = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 1, 8, 8)).copy()
+    return ImageSet("numbers", pixels, np.full((n, 2), 8), np.zeros(n, int), ("a",), "")
+
+
+SMALL = {"image_size": 8, "batch_size": 16, "n_clusters": 4, "instance_dim": 8, "device": "cpu"}
+CASES = {
+    "digits' settings": (recipe("digits", batch_size=16, device="cpu"), images(32, channels=1)),
+    "fast, all norms": (recipe("cifar10", "fast", backbone="small", head_norm=True, **SMALL), images(32)),
+    "instance only": (recipe("cifar10", "paper", "instance-only", backbone="small", stem="cifar", **SMALL), images(32)),
+    "resnet18": (recipe("cifar10", "paper", "resnet18", **SMALL | {"image_size": 32}), images(32, 32)),
+}
+ORDER = (recipe("digits", batch_size=16, device="cpu"), numbered(70))
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory):
+    """What the ranks of each size found: one rank's each in a file."""
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.save((CASES, ORDER), folder / "job")
+    command = [sys.executable, str(ROOT / "tests/rank_script.py"), str(folder / "job"), str(folder / "out"), *"24"]
+    subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=300)
+    return folder
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def together(request, computed):
+    """What each of R ranks found."""
+    return [torch.load(computed / f"out.{request.param}.{rank}") for rank in range(request.param)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_equal_one_process(name, together):
+    """Loss, every gradient, what is watched, weights after the step and running statistics, on every rank."""
+    alone = rank_script.first_step(*CASES[name], ranks.ALONE)
+    assert {"loss", "gradient_norm", "gradient.backbone.conv1.weight", "after.backbone.bn1.running_var"} <= set(alone)
+    for rank in together:
+        for key, value in alone.items():
+            assert (rank[f"{name}.{key}"] - value).norm() <= 1e-9 * max(1, value.norm()), key
+
+
+def test_ranks_go_through_the_images_of_one_process_in_parts(together):
+    alone = rank_script.order(*ORDER, ranks.ALONE)  # (steps, N)
+    assert torch.equal(torch.cat([rank["order"] for rank in together], 1), alone)
+    assert all(len(np.unique(epoch)) == 64 for epoch in alone.reshape(2, 64).numpy())  # none twice, 70 mod 16 left out
+
+
+def test_ranks_agree_and_share(together):
+    size = len(together)
+    assert [rank["agreed"].tolist() for rank in together] == [[size - 1, 7, 0]] * size
+    assert [rank["shared"].item() for rank in together] == [100] * size
+
+
+def test_a_rank_blind_to_the_others_would_be_noticed():
+    """Half of the batch alone has another loss: what the equality above would catch."""
+    config, data = CASES["digits' settings"]
+
+    class Blind(ranks.Ranks):
+        size = 2
+
+    whole, half = (rank_script.first_step(config, data, r)["loss"] for r in (ranks.ALONE, Blind()))
+    assert (whole - half).abs() > 0.1
+
+
+def options(folder):
+    found = ["train", "digits", "--device", "cpu", "--epochs", "3", "--seed", "5", "--checkpoint-seconds", "0"]
+    return [*found, "--runs-dir", str(folder), "--results-dir", str(folder)]
+
+
+def start_two(folder):
+    command = [sys.executable, "-m", "ccrepro", *options(folder), "--devices", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=-1, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_checkpoint(folder, after=""):
+    cell = folder / "demo/digits/cc-seed5+epochs=3"
+    for _ in range(600):
+        newest = max((p.name for p in cell.glob("checkpoint-*.json")), default="")
+        if newest > after:
+            return newest
+        time.sleep(0.1)
+    raise TimeoutError
+
+
+def test_a_killed_rank_ends_the_job_and_the_run_goes_on_with_fewer(tmp_path, capsys):
+    job = start_two(tmp_path)
+    newest = wait_for_checkpoint(tmp_path)
+    workers = psutil.Process(job.pid).children()
+    next(w for w in workers if w.environ()["RANK"] == "1").kill()
+    killed = time.monotonic()
+    said = job.communicate()[0]
+    assert (job.returncode, time.monotonic() - killed < 60) == (7, True), said
+    assert re.search(r"^ccrepro: error: a process ended by SIGKILL \(rank 1 of 2, process \d+\)\. .*\.$", said, re.M)
+    assert "Traceback" not in said
+    assert not any(w.is_running() for w in workers)
+
+    job = start_two(tmp_path)
+    wait_for_checkpoint(tmp_path, newest)
+    job.send_signal(signal.SIGTERM)
+    said = job.communicate()[0]
+    assert job.returncode == 143, said
+    assert said.count("ccrepro: error: stopped by SIGTERM") == 1
+
+    assert cli.main(options(tmp_path)) == 0
+    said = capsys.readouterr().out
+    assert "warning: ranks was 2 and is 1: not bit for bit the same run" in said
+    assert "resumed after epoch" in said
+    assert (tmp_path / "demo/digits/cc-seed5+epochs=3/run.json").exists()
+
+
+def test_batch_must_divide_into_the_ranks():
+    with pytest.raises(ConfigError, match=r"batch_size is 128, for 3 devices in all .*batch_size=126"):
+        recipe("digits", devices=3)
+
+
+def test_several_ranks_need_the_command_line(patterns, tiny):
+    import dataclasses
+
+    from ccrepro.train import train
+
+    with pytest.raises(ConfigError, match=r"devices x nodes is 2 .*python -m ccrepro train"):
+        train(dataclasses.replace(tiny, devices=2), patterns)
+
+
+def test_nodes_must_know_where_they_meet(monkeypatch):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match="nodes is 2, but MASTER_ADDR is not set"):
+        ranks._meeting(recipe("digits", nodes=2))
+
+
+def test_slurms_tasks_are_the_ranks(monkeypatch):
+    config = recipe("digits", devices=2, nodes=2)
+    assert ranks.to_be_launched(config)
+    monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert not ranks.to_be_launched(config)
