@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from ccrepro.config import Config
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of factors
-ORDERS = torch.tensor(list(itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))))  # (24, 4)
+ORDERS = torch.tensor([*itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))], dtype=torch.int8)  # (24, 4)
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 TRIES = 10  # attempts at a crop box that fits, as torchvision makes them
 
@@ -40,7 +40,7 @@ class Parameters:
     affine: Tensor | None  # (N, 5) angle, shift x, shift y in pixels of the view, shear x, shear y; angles in degrees
     jitter: Tensor  # (N,) bool
     factors: Tensor  # (N, 4) brightness, contrast, saturation, hue
-    order: Tensor  # (N,) row of ORDERS
+    order: Tensor  # (N, 4) int8, the columns of factors in the order of their operations
     grayscale: Tensor  # (N,) bool
     sigma: Tensor | None  # (N,) deviation of the blur in pixels of the view; 0 is no blur
 
@@ -78,7 +78,7 @@ def draw(generator: torch.Generator, sizes: Tensor, shape: tuple[int, int], conf
         affine=torch.stack([uniform(-limit, limit) for limit in limits], 1) if any(limits) else None,
         jitter=happens(config.jitter),
         factors=torch.stack([uniform(1 - s, 1 + s) for s in strengths] + [uniform(-config.hue, config.hue)], 1),
-        order=torch.randint(len(ORDERS), (n,), generator=generator),
+        order=ORDERS[torch.randint(len(ORDERS), (n,), generator=generator)],
         grayscale=happens(config.grayscale),
         sigma=uniform(*config.blur_sigma) * happens(config.blur) if config.blur else None,
     )
@@ -135,7 +135,8 @@ def _compiled_sharp() -> Callable[..., Tensor]:
 def plain(images: Tensor, size: int) -> Tensor:
     """The images as they are scored: uint8 (N, C, H, W) → float (N, C, S, S), resized without keeping the aspect."""
     n, _, height, width = images.shape
-    box = torch.tensor([0.0, 0.0, height, width], device=images.device).expand(n, 4)
+    box = torch.zeros(n, 4, device=images.device)
+    box[:, 2], box[:, 3] = height, width  # filled there: a tensor made here would have to be waited for
     return resized_crop(images.float() / 255, box, torch.zeros(n, dtype=torch.bool, device=images.device), size)
 
 
@@ -187,11 +188,10 @@ def color_jitter(x: Tensor, parameters: Parameters) -> Tensor:
     Saturation and hue leave a picture of one channel as it is, as in torchvision.
     """
     operations = (brightness, contrast, saturation, hue) if x.shape[1] == 3 else (brightness, contrast)
-    order = ORDERS.to(x.device)[parameters.order]
     x = x.clone()
     for position in range(4):
         for number, operation in enumerate(operations):
-            chosen = (parameters.jitter & (order[:, position] == number)).nonzero()[:, 0]
+            chosen = (parameters.jitter & (parameters.order[:, position] == number)).nonzero()[:, 0]
             x[chosen] = operation(x[chosen], _per_image(parameters.factors[chosen, number]))
     return x
 
@@ -202,7 +202,7 @@ def color_jitter_without_branches(x: Tensor, parameters: Parameters) -> Tensor:
     The contrast needs a mean over the picture and cuts the sequence in two. On either side of it come at most
     brightness and saturation, hue, brightness and saturation; a factor is neutral where its operation is not due.
     """
-    factor, rank = parameters.factors.unbind(1), torch.argsort(ORDERS.to(x.device)[parameters.order], 1).unbind(1)
+    factor, rank = parameters.factors.unbind(1), torch.argsort(parameters.order, 1).unbind(1)
 
     def toned(channels: Sequence[Tensor], late: bool, after_hue: bool, second: bool) -> Sequence[Tensor]:
         """Brightness or saturation, if one of them is due here."""

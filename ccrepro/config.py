@@ -231,7 +231,9 @@ class Config:
     batch_size: int = option(256, at_least(2), "N, images per step [§4.2]")
     epochs: int = option(1000, at_least(0), "passes over the data set; 0 leaves it untrained [§4.2]")
 
-    precision: str = option("fp32", one_of("auto", "fp32", "bf16"), "of the network; losses are in fp32 [code: fp32]")
+    precision: str = option(
+        "fp32", one_of("auto", "fp32", "bf16"), "of the network; on a GPU, fp32 convolves in TF32 [code: fp32]"
+    )
     device: str = option("auto", one_of("auto", "cpu", "cuda"), "auto takes a GPU where there is one", machine=True)
     compile: str = option(
         "auto",

@@ -38,7 +38,7 @@ class _Contrast(torch.autograd.Function):
         for start in range(0, len(rows), ROWS):
             part = rows[start : start + ROWS]
             similarity = scaled[start : start + ROWS] @ rows.T
-            similarity[:, start : start + ROWS].fill_diagonal_(-math.inf)
+            similarity.diagonal(start).fill_(-math.inf)
             softmax = similarity.softmax(1)
             # The log of each row's normaliser: the largest softmax is exp(largest similarity - normaliser).
             loss = loss + (similarity.amax(1) - softmax.amax(1).log()).sum()

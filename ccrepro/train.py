@@ -10,7 +10,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +45,9 @@ NUMBERS = (
 
 USED_LOSSES = {"both": (1, 1), "shared": (1, 1), "instance": (1, 0), "cluster": (0, 1)}  # instance, cluster
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that a data set may take, to be kept there
+# Images of one pass whose views are drawn together, some 300 bytes each at the peak. All data sets of the paper are
+# smaller: their random numbers are those of one drawing.
+DRAWN = 131_072
 CHECKED_STEPS = 50  # steps between two looks at a GPU's numbers; on a CPU every step is looked at
 
 
@@ -132,8 +135,12 @@ def start(config: Config, data: ImageSet, ranks: Ranks = ALONE) -> State:
     return State(model, ranks.wrap(model), optimizer)
 
 
-def channel_statistics(images: np.ndarray, at_once: int = 1000) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel's pixels in [0, 1]: uint8 (N, C, H, W) → (C,), (C,), exact for any N."""
+def channel_statistics(images: np.ndarray, at_once: int = 2**20) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel's pixels in [0, 1]: uint8 (N, C, H, W) → (C,), (C,), exact for any N.
+
+    at_once: pixels that are counted at a time; numpy makes 8 bytes of each.
+    """
+    at_once = max(1, at_once // math.prod(images.shape[2:]))
     counts = np.zeros((images.shape[1], 256), dtype=np.int64)
     for first in range(0, len(images), at_once):
         for channel, count in enumerate(counts):
@@ -155,7 +162,7 @@ class Pass:
 
 def _passes(config: Config, data: ImageSet) -> list[Pass]:
     """What an epoch goes through: images that fit are moved to the device, others stay where they are mapped."""
-    passes = [Pass(_placed(data.images, config), torch.tensor(data.sizes))]
+    passes = [Pass(_placed(data.images, config), as_tensor(data.sizes))]
     if config.unlabeled:
         sizes = torch.tensor(data.unlabeled.shape[2:]).expand(len(data.unlabeled), 2)
         passes.insert(0, Pass(_placed(data.unlabeled, config), sizes, both=False))
@@ -181,6 +188,9 @@ def _epoch(state: State, config: Config, passes: list[Pass], ranks: Ranks) -> It
             state.steps.append(torch.stack([numbers[name] for name in NUMBERS]))
             state.seconds = before + time.perf_counter() - began
             yield
+    if config.device == "cuda":
+        torch.cuda.synchronize()  # for the steps that the host is ahead
+        state.seconds = before + time.perf_counter() - began
 
 
 def _close_epoch(state: State, checkpoints: Checkpoints | None) -> Epoch:
@@ -280,43 +290,46 @@ def pairs(
     sizes: (M, 2) the images' own heights and widths. ``number`` tells the passes of one epoch apart; ``first`` steps
     are passed over. Views are made where training runs; images elsewhere are fetched while the last step computes.
     """
-    n, size, device = config.batch_size, config.image_size, choose_device(config)
-    steps = len(images) // n
+    n, device, own = config.batch_size, choose_device(config), ranks.rows(config.batch_size)
+    steps, block = len(images) // n, max(1, DRAWN // n)
     generator = epoch_generator(config.seed, epoch, number)
-    order = torch.randperm(len(images), generator=generator)[: steps * n]
-    shape = tuple(images.shape[2:])
-    drawn = [augmentations.draw(generator, sizes[order], shape, config).to(device) for _ in range(2)]
-    augmented = {"both": (True, True), "one": (True, False), "none": (False, False)}[config.views]
+    order = torch.randperm(len(images), generator=generator)[: steps * n].view(steps, n)
     fetch = _indexed if images.device.type == device.type else _streamed
-    own = ranks.rows(n)
-    for done, batch in enumerate(fetch(images, order.view(steps, n)[first:, own], device), first):
-        rows = slice(done * n + own.start, done * n + own.stop)
-        yield tuple(
-            augmentations.apply(
-                batch,
-                parameters[rows],
-                size,
-                config.blur_kernel,
-                config.compile not in ("off", "auto"),
-            )
-            if random
-            else augmentations.plain(batch, size)
-            for parameters, random in zip(drawn, augmented, strict=True)
-        )
+    batches = fetch(images, order[first:, own], device)
+    for start in range(first // block * block, steps, block):
+        if start:  # each block has a source of its own, so that a resumed epoch need not draw those before
+            generator = epoch_generator(config.seed, epoch, number, start // block)
+        there = sizes[order[start : start + block].reshape(-1)]
+        drawn = [augmentations.draw(generator, there, tuple(images.shape[2:]), config).to(device) for _ in range(2)]
+        for done in range(max(first, start), min(start + block, steps)):
+            here = slice((done - start) * n + own.start, (done - start) * n + own.stop)
+            yield _views(next(batches), [parameters[here] for parameters in drawn], config)
+
+
+def _views(batch: Tensor, drawn: Sequence[augmentations.Parameters], config: Config) -> tuple[Tensor, Tensor]:
+    """Two views of a batch, augmented or plain, as the settings say."""
+    compiled = config.compile not in ("off", "auto")
+    augmented = {"both": (True, True), "one": (True, False), "none": (False, False)}[config.views]
+    return tuple(
+        augmentations.apply(batch, parameters, config.image_size, config.blur_kernel, compiled)
+        if random
+        else augmentations.plain(batch, config.image_size)
+        for parameters, random in zip(drawn, augmented, strict=True)
+    )
 
 
 def _indexed(images: Tensor, order: Tensor, device: torch.device) -> Iterator[Tensor]:
     return (images[rows] for rows in order.to(device))
 
 
-def _streamed(images: Tensor, order: Tensor, device: torch.device, ahead: int = 2) -> Iterator[Tensor]:
-    """Batches from the host's memory, or mapped from disk, through pinned memory; a thread stays ``ahead`` of us."""
+def _streamed(images: Tensor, order: Tensor, device: torch.device, ahead: int = 4) -> Iterator[Tensor]:
+    """Batches from the host's memory, or mapped from disk, through pinned memory; some threads stay ``ahead`` of us."""
 
     def fetch(rows: Tensor) -> Tensor:
         batch = images[rows]
         return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
 
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(ahead) as pool:
         waiting = deque()
         for rows in order:
             waiting.append(pool.submit(fetch, rows))
@@ -334,9 +347,9 @@ def first_pairs(data: ImageSet, config: Config) -> tuple[Tensor, Tensor, Tensor]
     return plain, *views
 
 
-def epoch_generator(seed: int, epoch: int, number: int = 0) -> torch.Generator:
-    """The source of all randomness of one pass of one epoch."""
-    mixed = np.random.SeedSequence((seed, epoch, number)).generate_state(1)[0]
+def epoch_generator(seed: int, epoch: int, number: int = 0, block: int = 0) -> torch.Generator:
+    """The source of all randomness of one pass of one epoch; of very many images, of the views of one block of them."""
+    mixed = np.random.SeedSequence((seed, epoch, number, *((block,) if block else ()))).generate_state(1)[0]
     return torch.Generator().manual_seed(int(mixed))
 
 

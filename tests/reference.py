@@ -6,8 +6,6 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as TF
 
-from ccrepro.augmentations import ORDERS
-
 
 def cosine(a, b):
     return (a * b).sum() / (a.norm() * b.norm())
@@ -54,7 +52,7 @@ def augment(image, parameters, i, size, kernel):
         x = TF.affine(x, angle, shift, 1.0, shear, interpolation=InterpolationMode.BILINEAR)
     if parameters.jitter[i]:
         operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
-        for number in ORDERS[parameters.order[i]]:
+        for number in parameters.order[i].tolist():
             x = operations[number](x, float(parameters.factors[i, number]))
     if parameters.grayscale[i]:
         x = TF.rgb_to_grayscale(x, num_output_channels=len(x))
@@ -71,7 +69,7 @@ def augment_pil(image, parameters, i, size):
         x = TF.hflip(x)
     if parameters.jitter[i]:
         operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
-        for number in ORDERS[parameters.order[i]]:
+        for number in parameters.order[i].tolist():
             x = operations[number](x, float(parameters.factors[i, number]))
     if parameters.grayscale[i]:
         x = TF.rgb_to_grayscale(x, num_output_channels=3)

@@ -13,9 +13,11 @@ from ccrepro.config import recipe
 from ccrepro.errors import ConfigError, NumericalError
 from ccrepro.evaluate import evaluate
 from ccrepro.loss import cluster_loss, instance_loss
+from ccrepro.machine import choose_device
 from ccrepro.metrics import accuracy
 from ccrepro.model import build
-from ccrepro.train import choose_device, epoch_generator, learning_rate, pairs, step, train
+from ccrepro.ranks import ALONE
+from ccrepro.train import epoch_generator, learning_rate, pairs, step, train
 
 TIMES = {"seconds"}
 
@@ -104,7 +106,7 @@ def test_an_epoch_with_unlabeled_images_is_two_passes(patterns, monkeypatch):
     data = dataclasses.replace(patterns, unlabeled=patterns.images.repeat(2, 0))
     calls = []
     real = step
-    monkeypatch.setattr("ccrepro.train.step", lambda *args: calls.append(args[-1]) or real(*args))
+    monkeypatch.setattr("ccrepro.train.step", lambda *args: calls.append(args[5]) or real(*args))
     train(config, data)
     assert calls == [False] * 6 + [True] * 3
 
@@ -186,11 +188,38 @@ def test_bf16_is_near_fp32_and_losses_stay_in_fp32(patterns, tiny):
     config = dataclasses.replace(tiny, precision="bf16")
     view_a, view_b = next(pairs(*tensors(patterns), tiny, epoch=0))
     model = build(tiny, 1).train()
-    exact, _ = train_module.losses(model, view_a, view_b, tiny, "both")
-    rough, numbers = train_module.losses(model, view_a, view_b, config, "both")
+    exact, _ = train_module.losses(model, view_a, view_b, tiny, "both", ALONE)
+    rough, numbers = train_module.losses(model, view_a, view_b, config, "both", ALONE)
     assert rough.dtype == numbers["instance_loss"].dtype == torch.float32
     assert rough.item() != exact.item()
     assert rough.item() == pytest.approx(exact.item(), abs=0.05)
+
+
+def test_a_compiled_step_is_one_graph_and_the_same(patterns, tiny):
+    """What a GPU runs: without a break in the graph, where the host would wait."""
+    view_a, view_b = next(pairs(*tensors(patterns), tiny, epoch=0))
+    model = build(tiny, 1).train()
+    compiled = torch.compile(train_module.losses, backend="aot_eager", fullgraph=True)
+    found = []
+    for forward in (train_module.losses, compiled):
+        model.zero_grad(set_to_none=True)
+        loss, _ = forward(model, view_a, view_b, tiny, "both", ALONE)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
+    assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+def test_blocks_of_drawn_views_do_not_depend_on_where_an_epoch_is_taken_up(patterns, tiny, monkeypatch):
+    """More images than are drawn at once, as in sets larger than any of the paper's."""
+    monkeypatch.setattr(train_module, "DRAWN", 32)
+    whole = list(pairs(*tensors(patterns), tiny, epoch=0))
+    assert len(whole) == 3
+    for first in range(3):
+        rest = list(pairs(*tensors(patterns), tiny, epoch=0, first=first))
+        assert_close(rest, whole[first:], rtol=0, atol=0)
+    boxes = [augmentations.draw(epoch_generator(0, 0, 0, block), torch.full((9, 2), 8), (8, 8), tiny).box
+             for block in (1, 2)]  # fmt: skip
+    assert not torch.equal(*boxes)
 
 
 def test_step_returns_the_numbers_it_says(patterns, tiny):
@@ -226,26 +255,8 @@ def test_rate_rises_before_it_falls():
     assert rates[-1] < 0.001
 
 
-def test_auto_is_decided_by_machine_and_maps(monkeypatch):
-    fast = recipe("cifar10", "fast")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    for amx in (True, False):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
-        found = train_module.resolve(fast)
-        assert (found.device, found.compile) == ("cpu", "off")
-        assert found.precision == ("bf16" if amx else "fp32")
-        small = train_module.resolve(dataclasses.replace(fast, stem="imagenet"))
-        assert small.precision == "fp32"  # maps of 8×8: measured slower
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-    found = train_module.resolve(fast)
-    assert (found.device, found.precision, found.compile) == ("cuda", "bf16", "reduce-overhead")
-    assert train_module.resolve(dataclasses.replace(fast, image_size=224)).compile == "default"
-    assert train_module.resolve(recipe("cifar10", "paper")).precision == "fp32"
-
-
 def test_channel_statistics_are_those_of_all_pixels(generator):
     images = (torch.rand(23, 3, 5, 6, generator=generator) * 255).byte()
-    mean, deviation = train_module.channel_statistics(images.numpy(), at_once=7)
+    mean, deviation = train_module.channel_statistics(images.numpy(), at_once=7 * 30)
     assert_close(mean, (images / 255).mean((0, 2, 3)))
     assert_close(deviation, (images / 255).double().std((0, 2, 3), correction=0).float())
