@@ -1,17 +1,40 @@
-"""What each of several ranks computes, written to files. Run by test_ranks.py: ``rank_script.py JOB OUT SIZE...``."""
+"""What each of several ranks computes, written to files. Run by test_ranks.py: ``rank_script.py OUT SIZE...``."""
 
 import dataclasses
 import os
 import socket
 import sys
+from typing import Any
 
+import numpy as np
 import torch
 
 from ccrepro import ranks, train
-from ccrepro.config import Config
+from ccrepro.config import Config, recipe
 from ccrepro.datasets import ImageSet
 from ccrepro.model import build
 from ccrepro.ranks import Ranks
+
+
+def images(n: int, side: int = 8, channels: int = 3) -> ImageSet:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (n, channels, side, side), np.uint8)
+    return ImageSet("noise", pixels, np.full((n, 2), side), np.zeros(n, int), ("a",), "")
+
+
+def numbered(n: int) -> ImageSet:
+    pixels = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 1, 8, 8)).copy()
+    return ImageSet("numbers", pixels, np.full((n, 2), 8), np.zeros(n, int), ("a",), "")
+
+
+SMALL = {"image_size": 8, "batch_size": 16, "n_clusters": 4, "instance_dim": 8, "device": "cpu"}
+CASES = {
+    "digits' settings": (recipe("digits", batch_size=16, device="cpu"), images(32, channels=1)),
+    "fast, all norms": (recipe("cifar10", "fast", backbone="small", head_norm=True, **SMALL), images(32)),
+    "instance only": (recipe("cifar10", "paper", "instance-only", backbone="small", stem="cifar", **SMALL), images(32)),
+    "resnet18": (recipe("cifar10", "paper", "resnet18", **SMALL | {"image_size": 32}), images(32, 32)),
+}
+ORDER = (recipe("digits", batch_size=16, device="cpu"), numbered(70))
 
 
 def first_step(config: Config, data: ImageSet, together: Ranks) -> dict[str, torch.Tensor]:
@@ -35,33 +58,46 @@ def order(config: Config, data: ImageSet, together: Ranks) -> torch.Tensor:
     return torch.stack([(view[:, 0, 0, 0] * 255).round() for steps in batches for view, _ in steps])
 
 
-def compute(job: str, out: str) -> None:
-    """What this rank finds, as torchrun would have started it."""
-    cases, numbered = torch.load(job, weights_only=False)  # written by the test itself
-    config = ranks.settle(numbered[0])
+def compute(out: str, size: int) -> None:
+    """What this rank finds."""
+    config = ORDER[0] if size == 2 else dataclasses.replace(ORDER[0], devices=2, nodes=2)
+    assert not ranks.to_be_launched(config)
+    config = ranks.settle(config)
     with ranks.join(config) as together:
         found = {}
-        for name, (case, data) in cases.items():
+        for name, (case, data) in CASES.items():
             found |= {f"{name}.{key}": value for key, value in first_step(case, data, together).items()}
-        found["order"] = order(*numbered, together)
+        found["order"] = order(*ORDER, together)
         found["agreed"] = torch.tensor(together.agree(together.rank, 7 * (together.rank == 1), 0))
         found["shared"] = torch.tensor(together.share(lambda: 100 + together.rank))
         torch.save(found, f"{out}.{together.size}.{together.rank}")
 
 
-def fork(job: str, out: str, size: int) -> None:
+def by_torchrun(rank: int, size: int) -> dict[str, Any]:
+    """The environment of a rank that torchrun starts, all on one node."""
+    place = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    return {**place, "MASTER_ADDR": "localhost", "TORCHELASTIC_RUN_ID": "test"}
+
+
+def by_srun(rank: int, size: int) -> dict[str, Any]:
+    """The environment of a task that srun starts, two on each of two nodes."""
+    task = {"PROCID": rank, "LOCALID": rank % 2, "NODEID": rank // 2, "NTASKS": size, "NTASKS_PER_NODE": 2, "NNODES": 2}
+    task |= {"JOB_ID": 1, "JOB_NAME": "test", "NODELIST": "localhost"}
+    return {f"SLURM_{name}": value for name, value in task.items()}
+
+
+def fork(out: str, size: int) -> None:
     """All ranks of one size, as copies of this process, which has imported everything."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     children = []
     for rank in range(size):
         children.append(os.fork())
         if not children[-1]:
-            place |= {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "TORCHELASTIC_RUN_ID": "test"}
+            place = {"MASTER_PORT": port, **(by_torchrun if size == 2 else by_srun)(rank, size)}
             os.environ.update({name: str(value) for name, value in place.items()})
-            compute(job, out)
+            compute(out, size)
             os._exit(0)
     if any(os.waitpid(child, 0)[1] for child in children):
         sys.exit(1)
@@ -69,5 +105,5 @@ def fork(job: str, out: str, size: int) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    for size in sys.argv[3:]:
-        fork(*sys.argv[1:3], int(size))
+    for size in sys.argv[2:]:
+        fork(sys.argv[1], int(size))

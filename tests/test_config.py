@@ -13,8 +13,8 @@ PUBLISHED = {
     "crop_scale": (0.08, 1.0), "crop_ratio": (0.75, 4 / 3), "flip": 0.5, "jitter": 0.8, "grayscale": 0.2,
     "blur_kernel": 23, "blur_sigma": (0.1, 2.0), "rotation": 0.0, "translation": 0.0, "shear": 0.0,
     "views": "both", "heads": "both", "baseline": "", "sample": 0, "device": "auto", "threads": 1, "compile": "auto",
-    "devices": 1, "nodes": 1,     "normalize": False, "pretrained": "", "head_norm": False, "optimizer": "adam", "weight_decay": 0.0, "warmup": 0.0,
-    "precision": "fp32", "checkpoint_seconds": 10.0,
+    "devices": 1, "nodes": 1, "normalize": False, "pretrained": "", "head_norm": False, "optimizer": "adam",
+    "weight_decay": 0.0, "warmup": 0.0, "precision": "fp32", "checkpoint_seconds": 10.0,
 }  # fmt: skip
 HALF = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1}
 FULL = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}

@@ -13,42 +13,20 @@ import psutil
 import pytest
 import rank_script
 import torch
+from rank_script import CASES, ORDER
 
 from ccrepro import cli, ranks
 from ccrepro.config import recipe
-from ccrepro.datasets import ImageSet
 from ccrepro.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
-
-
-def images(n, side=8, channels=3):
-    rng = np.random.default_rng(0)
-    pixels = rng.integers(0, 256, (n, channels, side, side), np.uint8)
-    return ImageSet("noise", pixels, np.full((n, 2), side), np.zeros(n, int), ("a",), "")
-
-
-def numbered(n):
-    pixels = np.broadcast_to(np.arange(n, dtype=np.uint8)[:, None, None, None], (n, 1, 8, 8)).copy()
-    return ImageSet("numbers", pixels, np.full((n, 2), 8), np.zeros(n, int), ("a",), "")
-
-
-SMALL = {"image_size": 8, "batch_size": 16, "n_clusters": 4, "instance_dim": 8, "device": "cpu"}
-CASES = {
-    "digits' settings": (recipe("digits", batch_size=16, device="cpu"), images(32, channels=1)),
-    "fast, all norms": (recipe("cifar10", "fast", backbone="small", head_norm=True, **SMALL), images(32)),
-    "instance only": (recipe("cifar10", "paper", "instance-only", backbone="small", stem="cifar", **SMALL), images(32)),
-    "resnet18": (recipe("cifar10", "paper", "resnet18", **SMALL | {"image_size": 32}), images(32, 32)),
-}
-ORDER = (recipe("digits", batch_size=16, device="cpu"), numbered(70))
 
 
 @pytest.fixture(scope="module")
 def computed(tmp_path_factory):
     """What the ranks of each size found: one rank's each in a file."""
     folder = tmp_path_factory.mktemp("ranks")
-    torch.save((CASES, ORDER), folder / "job")
-    command = [sys.executable, str(ROOT / "tests/rank_script.py"), str(folder / "job"), str(folder / "out"), *"24"]
+    command = [sys.executable, str(ROOT / "tests/rank_script.py"), str(folder / "out"), *"24"]
     subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True, timeout=300)
     return folder
 
