@@ -7,8 +7,9 @@ DATASETS ?= $(if $(filter demo,$(PROFILE)),digits,cifar10 cifar100 stl10 imagene
 VARIANTS ?= kmeans-pixels nmf-pixels spectral-pixels agglomerative-pixels untrained cc instance-only cluster-only \
   shared-head no-entropy views-one views-none $(if $(filter demo,$(PROFILE)),,resnet18 resnet50)
 SEEDS ?= 0 1 2
-# Runs at once: one per core for the demo, one by one where a run wants the whole machine.
-JOBS ?= $(if $(filter demo,$(PROFILE)),$(shell nproc 2>/dev/null || echo 2),1)
+# Runs at once: one per core for the demo, else one per GPU. No two share a GPU: what finds none free waits.
+GPUS := $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c ^GPU))
+JOBS ?= $(if $(filter demo,$(PROFILE)),$(shell nproc 2>/dev/null || echo 2),$(or $(GPUS),1))
 
 VENV := .venv/bin
 CCREPRO := $(VENV)/python -m ccrepro

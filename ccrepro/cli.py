@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ccrepro import gpus
 from ccrepro.config import OWN, RECIPES, Config, read_settings, recipe
 from ccrepro.errors import CcreproError, ConfigError, unknown
 
@@ -174,6 +175,7 @@ def _from_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     config = _config(options)
+    gpus.claim(config, getattr(options, "devices", 1))
     from ccrepro import datasets, run, train  # torch takes seconds to import; mistakes are told at once
 
     data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
@@ -269,6 +271,7 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _online(options: argparse.Namespace) -> None:
     config = _config(options)
+    gpus.claim(config)
     from ccrepro import datasets, online
 
     data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)
