@@ -25,7 +25,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan cells streams check tables report lesson test torture bench lab lint format environment clean FORCE
+.PHONY: help reproduce plan slurm cells streams check tables report lesson test torture bench lab lint format environment clean FORCE
 .PRECIOUS: runs/%/run.json runs/%/online.json
 
 help: ## list the targets
@@ -44,6 +44,9 @@ reproduce: check plan ## run what is missing, then tables, figures and report; b
 
 plan: environment ## list what is done, what is to run, and how long it may take
 	@$(CCREPRO) plan $(PLAN)
+
+slurm: environment ## hand the missing runs to SLURM as one job array; SLURM="--time 24:00:00 --dry-run", say
+	@$(CCREPRO) slurm $(PLAN) $(SLURM)
 
 cells: $(CELLS)
 
