@@ -7,8 +7,9 @@ DATASETS ?= $(if $(filter demo,$(PROFILE)),digits,cifar10 cifar100 stl10 imagene
 VARIANTS ?= kmeans-pixels nmf-pixels spectral-pixels agglomerative-pixels untrained cc instance-only cluster-only \
   shared-head no-entropy views-one views-none $(if $(filter demo,$(PROFILE)),,resnet18 resnet50)
 SEEDS ?= 0 1 2
-# Runs at once: one per core for the demo, one by one where a run wants the whole machine.
-JOBS ?= $(if $(filter demo,$(PROFILE)),$(shell nproc 2>/dev/null || echo 2),1)
+# Runs at once: one per core for the demo, else one per GPU. No two share a GPU: what finds none free waits.
+GPUS := $(filter-out 0,$(shell nvidia-smi --list-gpus 2>/dev/null | grep -c ^GPU))
+JOBS ?= $(if $(filter demo,$(PROFILE)),$(shell nproc 2>/dev/null || echo 2),$(or $(GPUS),1))
 
 VENV := .venv/bin
 CCREPRO := $(VENV)/python -m ccrepro
@@ -24,7 +25,7 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan cells streams check tables report lesson test torture bench lab lint format environment clean FORCE
+.PHONY: help reproduce plan slurm cells streams check tables report lesson test torture bench lab lint format environment clean FORCE
 .PRECIOUS: runs/%/run.json runs/%/online.json
 
 help: ## list the targets
@@ -43,6 +44,9 @@ reproduce: check plan ## run what is missing, then tables, figures and report; b
 
 plan: environment ## list what is done, what is to run, and how long it may take
 	@$(CCREPRO) plan $(PLAN)
+
+slurm: environment ## hand the missing runs to SLURM as one job array; SLURM="--time 24:00:00 --dry-run", say
+	@$(CCREPRO) slurm $(PLAN) $(SLURM)
 
 cells: $(CELLS)
 

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from ccrepro import gpus
 from ccrepro.config import OWN, RECIPES, Config, read_settings, recipe
 from ccrepro.errors import CcreproError, ConfigError, unknown
 
@@ -84,10 +85,12 @@ def _parser() -> Parser:
         command.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
     check = add("check", _check, "check the names of a reproduction before it starts")
     plan = add("plan", _plan, "list the cells of a reproduction: done or to run, and the hours that this may take")
-    for command in (check, plan):
+    slurm = add("slurm", _slurm, "hand the cells that are to run to SLURM: one job array, one index per cell")
+    for command in (check, plan, slurm):
         command.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
         for name in ("datasets", "variants", "seeds"):
             command.add_argument(f"--{name}", nargs="+", required=True, help=f"the {name} to be run")
+    _add_job(slurm)
     plan.add_argument("--cells", action="store_true", help="print the cells that are to run, cheap ones first")
     notebook = add("notebook", _notebook, "run a notebook with papermill, refusing unknown parameters")
     notebook.add_argument("path", help="the notebook")
@@ -111,6 +114,27 @@ def _parser() -> Parser:
     _add_pictures(add)
     _add_models(add)
     return parser
+
+
+def _add_job(slurm: Parser) -> None:
+    """What each cell asks of a cluster."""
+    slurm.add_argument("--dry-run", action="store_true", help="print the job script, and submit nothing")
+    slurm.add_argument("--gpus-per-cell", type=int, default=1, help="GPUs of a cell on each of its nodes; 0 on CPUs")
+    slurm.add_argument("--nodes", type=int, default=1, help="nodes of a cell")
+    slurm.add_argument("--cpus-per-gpu", type=int, default=4, help="cores beside each GPU")
+    slurm.add_argument("--time", default="12:00:00", help="limit of one turn; a cell that needs more is queued again")
+    slurm.add_argument("--array-limit", type=int, default=0, help="cells that may run at once; 0: all")
+    slurm.add_argument("--partition", help="the cluster's part to run on")
+    slurm.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="another of sbatch's, as in --sbatch=--account=me",
+    )
+    for name in ("runs", "results"):
+        slurm.add_argument(f"--{name}-dir", default=name, help=f"folder of {name}, from the clone's on")
+    slurm.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
 
 
 def _add_pictures(add: Callable[..., Parser]) -> None:
@@ -174,6 +198,7 @@ def _from_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     config = _config(options)
+    gpus.claim(config)
     from ccrepro import datasets, ranks, run, train  # torch takes seconds to import; mistakes are told at once
 
     config = ranks.settle(config)
@@ -277,8 +302,33 @@ def _plan(options: argparse.Namespace) -> None:
     print(plan.missing(planned) if options.cells else plan.as_text(planned))
 
 
+def _slurm(options: argparse.Namespace) -> None:
+    from ccrepro import plan, slurm
+
+    planned = plan.plan(
+        options.profile, options.datasets, options.variants, options.seeds, options.runs_dir, options.results_dir
+    )
+    if all(cell.done for cell in planned):
+        print(plan.as_text(planned), file=sys.stderr)
+        return
+    partition = (f"--partition={options.partition}",) if options.partition else ()
+    job = slurm.Job(
+        gpus=options.gpus_per_cell,
+        nodes=options.nodes,
+        cpus=options.cpus_per_gpu,
+        time=options.time,
+        at_once=options.array_limit,
+        more=(*partition, *options.sbatch),
+        runs_dir=options.runs_dir,
+        results_dir=options.results_dir,
+        data_dir=options.data_dir,
+    )
+    print(slurm.script(planned, job) if options.dry_run else slurm.submit(planned, job))
+
+
 def _online(options: argparse.Namespace) -> None:
     config = _config(options)
+    gpus.claim(config)
     from ccrepro import datasets, online
 
     data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)

@@ -17,6 +17,8 @@ from ccrepro.datasets import ImageSet, as_tensor
 from ccrepro.metrics import matched_classes, scores
 from ccrepro.model import ContrastiveClusteringModel
 
+PIXELS = 2**23  # values of pixels that are made floats at once in evaluation: 55 images of 224 pixels in colour
+
 
 @dataclass(frozen=True)
 class Clustering:
@@ -45,7 +47,7 @@ def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel |
     z, p = represent(model, as_tensor(data.images), config.image_size)
     if config.heads == "instance":
         return Clustering(kmeans(z, config.n_clusters, config.seed), z)
-    second, first = np.sort(p, axis=1)[:, -2:].T
+    first, second = torch.from_numpy(p).topk(2).values.numpy().T
     return Clustering(p.argmax(1), z, first, first - second)
 
 
@@ -53,9 +55,13 @@ def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel |
 def represent(
     model: ContrastiveClusteringModel, images: torch.Tensor, size: int, batch_size: int = 500
 ) -> tuple[np.ndarray, np.ndarray]:
-    """z (N, D) and p (N, K) of unaugmented images: uint8 (N, C, H, W), resized to ``size``; float32 arrays."""
+    """z (N, D) and p (N, K) of unaugmented images: uint8 (N, C, H, W), resized to ``size``; float32 arrays.
+
+    At most ``batch_size`` images and `PIXELS` are at work at once.
+    """
     model.eval()
     device = next(model.parameters()).device
+    batch_size = max(1, min(batch_size, PIXELS // images[0].numel())) if len(images) else batch_size
     found: list[np.ndarray] = []
     for start in range(0, len(images), batch_size):
         outputs = model(plain(images[start : start + batch_size].to(device), size))

@@ -5,12 +5,19 @@ import os
 import socket
 import subprocess
 import tempfile
+import time
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
 from ccrepro.errors import CheckpointError, LockedError
 
 ROOT = Path(__file__).resolve().parents[1]  # of the clone: relative folders are taken from here
+
+# A lock is its process's alone: workers that it forks would keep it when it is killed, so they let go of it at once.
+_locks: "weakref.WeakSet[IO[str]]" = weakref.WeakSet()
+os.register_at_fork(after_in_child=lambda: [file.close() for file in list(_locks)])
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
@@ -74,20 +81,51 @@ def lock(folder: Path) -> IO[str]:
 
     Raises `LockedError`, which names the process that has it.
     """
+    file = _try_lock(folder)
+    if file is None:
+        fix = "Wait for it, or stop it"
+        raise LockedError(f"{_owner(folder)} is at work on this run", str(folder), "One at a time may be", fix)
+    return file
+
+
+def lock_one(
+    folders: Sequence[Path], waiting: Callable[[list[str]], None] = lambda owners: None, seconds: float = 0.5
+) -> tuple[Path, IO[str]]:
+    """Claim the first of some folders that is free, as `lock` does, and wait while none is, looking every ``seconds``.
+
+    ``waiting`` is called once where this has to wait, with the names of the processes that have them. Whoever holds
+    one folder and waits for no other cannot deadlock.
+    """
+    asked = False
+    while True:
+        for folder in folders:
+            file = _try_lock(folder)
+            if file is not None:
+                return folder, file
+        if not asked:
+            waiting([_owner(folder) for folder in folders])
+            asked = True
+        time.sleep(seconds)
+
+
+def _try_lock(folder: Path) -> IO[str] | None:
+    """The open lock with this process's name in it; None where another process has it."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "lock").open("a+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.seek(0)
-        owner = file.read().strip() or "another process"
         file.close()
-        fix = "Wait for it, or stop it"
-        raise LockedError(f"{owner} is at work on this run", str(folder), "One at a time may be", fix) from None
+        return None
+    _locks.add(file)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     return file
+
+
+def _owner(folder: Path) -> str:
+    return (folder / "lock").read_text().strip() or "another process"
 
 
 def git(*arguments: str) -> str | None:

@@ -228,6 +228,27 @@ def test_a_flat_folder_has_none(tmp_path):
     assert len(data.images) == 3
 
 
+def test_of_several_processes_one_packs_and_all_get_the_same(tmp_path):
+    for i in range(40):
+        place = tmp_path / "mine" / "ab"[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (9, 9, 3), dtype=np.uint8)).save(place / f"{i}.png")
+    code = f"""
+from ccrepro import datasets
+from ccrepro.datasets import pack
+write = pack.write
+pack.write = lambda *arguments: print("packs") or write(*arguments)
+print(datasets.load("folder:{tmp_path}/mine", {str(tmp_path)!r}).sha256)
+"""
+    command = [sys.executable, "-c", code]
+    several = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    lines = [line for each in several for line in each.communicate(timeout=60)[0].splitlines()]
+    assert [each.returncode for each in several] == [0] * 3
+    assert lines.count("packs") == 1
+    assert len({line for line in lines if len(line) == 64}) == 1
+    assert sum(len(line) == 64 for line in lines) == 3
+
+
 @pytest.mark.parametrize("path", ["nowhere", "empty"])
 def test_a_folder_without_pictures_is_an_error(tmp_path, path):
     (tmp_path / "empty").mkdir()

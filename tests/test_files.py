@@ -1,11 +1,12 @@
 import os
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from ccrepro.errors import CheckpointError, LockedError
-from ccrepro.files import atomic_write, lock, sweep
+from ccrepro.files import atomic_write, lock, lock_one, sweep
 
 CALLS = ("tempfile.mkstemp", "os.fdopen", "os.fsync", "os.chmod", "os.replace")
 
@@ -66,3 +67,43 @@ def test_a_locked_folder_names_its_owner_and_is_free_when_it_dies(tmp_path):
     owner.kill()
     owner.wait()
     lock(tmp_path).close()
+
+
+def test_a_child_that_outlives_a_killed_owner_does_not_keep_its_lock(tmp_path):
+    code = f"""
+import os, time
+from pathlib import Path
+from ccrepro.files import lock
+held = lock(Path({str(tmp_path)!r}))
+if os.fork():
+    input()
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+    owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = int(owner.stdout.readline())
+    with pytest.raises(LockedError, match=f"^process {owner.pid} "):
+        lock(tmp_path)
+    owner.kill()
+    owner.wait()
+    try:
+        lock(tmp_path).close()
+    finally:
+        os.kill(child, 9)
+
+
+def test_whichever_folder_comes_free_first_is_taken(tmp_path):
+    held = {name: lock(tmp_path / name) for name in "abc"}
+    said = []
+
+    def waiting(owners):
+        said.append(owners)
+        held["b"].close()
+
+    folder, file = lock_one([tmp_path / name for name in "abc"], waiting, seconds=0.01)
+    file.close()
+    assert folder == tmp_path / "b"
+    assert said == [[f"process {os.getpid()} on {socket.gethostname()}"] * 3]
+    assert lock_one([tmp_path / "d"])[0] == tmp_path / "d"
+    for each in held.values():
+        each.close()

@@ -80,9 +80,13 @@ def test_python_runs(tmp_path, monkeypatch):
         exec(compile(block, "docs/python.md", "exec"), {})
 
 
-def test_job_scripts_are_shell():
-    for block in blocks("models", "slurm"):
-        assert subprocess.run(["bash", "-n"], input=block, text=True).returncode == 0
+def test_make_knows_what_the_pages_ask_of_it():
+    lines = [line for block in blocks("models", "make") for line in block.splitlines()]
+    assert len(lines) == 2
+    for line in lines:
+        done = subprocess.run(f"{line} --dry-run", shell=True, cwd=DOCS.parent, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert "-m ccrepro" in done.stdout
 
 
 @pytest.mark.parametrize("page", [*PAGES, "python"])

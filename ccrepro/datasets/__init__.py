@@ -1,9 +1,11 @@
 """Name of a data set → `ImageSet`: all its images as one uint8 array, with labels for scoring only."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,17 +65,13 @@ def load(name: str, root: str | Path | None = None, skip_bad: bool = False) -> I
     root = data_root(root)
     if name.startswith("folder:"):
         path = Path(name.removeprefix("folder:")).resolve()
+        find = functools.partial(folder, path)
         place = root / "packed" / f"folder-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-        return ImageSet(name, *_packed(place, folder(path), skip_bad))
+        return ImageSet(name, *_packed(place, find, find, skip_bad))
     if name not in SOURCES:
         raise unknown("data set", name, "loading", [*DATASETS, "folder:PATH"])
-    place = root / "packed" / name
-    source = find_source(name, root)
-    if source is None:
-        packed = pack.read(place)  # the originals may be gone, once they are packed
-        data = ImageSet(name, *(packed or _packed(place, _fetched(name, root), skip_bad)))
-    else:
-        data = ImageSet(name, *_packed(place, source, skip_bad))
+    find, fetch = functools.partial(find_source, name, root), functools.partial(_fetched, name, root)
+    data = ImageSet(name, *_packed(root / "packed" / name, find, fetch, skip_bad))
     if not skip_bad:
         _check_counts(data, root)
     return data
@@ -115,9 +113,29 @@ def _fetched(name: str, root: Path) -> Bundle | Files:
     return SOURCES[name](root)
 
 
-def _packed(place: Path, source: Bundle | Files, skip_bad: bool) -> pack.Packed:
-    """The packed folder where it is sound and its source unchanged; otherwise made anew."""
-    return pack.read(place, pack.fingerprint(source)) or pack.write(place, source, skip_bad)
+def _packed(
+    place: Path,
+    find: Callable[[], Bundle | Files | None],
+    fetch: Callable[[], Bundle | Files],
+    skip_bad: bool,
+) -> pack.Packed:
+    """The packed folder where it is sound and its source, if that is still there, unchanged; otherwise made anew, by
+    one process at a time: of several that come for it at once, one makes it and the others wait."""
+
+    def ready() -> pack.Packed | None:
+        source = find()
+        return pack.read(place, pack.fingerprint(source) if source else None)
+
+    packed = ready()
+    if packed is None:
+        _, lock = files.lock_one([place.with_name(f"{place.name}.lock")], lambda owners: _say(place, owners))
+        with lock:
+            packed = ready() or pack.write(place, find() or fetch(), skip_bad)
+    return packed
+
+
+def _say(place: Path, owners: list[str]) -> None:
+    print(f"waiting for {place}: {owners[0]} is making it", flush=True)
 
 
 def _in_memory(name: str) -> ImageSet:

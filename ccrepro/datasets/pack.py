@@ -1,8 +1,9 @@
 """Decode a data set once into a folder that is mapped into memory from then on.
 
-A packed folder holds ``images.npy`` (uint8), perhaps ``unlabeled.npy``, and ``index.json``, written last: labels, class
-names, every picture's own height and width, what it was made from, and the SHA-256 of sources and arrays. It is used
-only where all of that fits; otherwise it is made anew. An interrupted packing goes on where it stopped.
+A packed folder holds ``images.npy`` (uint8), ``sizes.npy`` (every picture's own height and width), perhaps
+``labels.npy`` and ``unlabeled.npy``, and ``index.json``, written last: class names, what it was made from, and the
+SHA-256 of sources and arrays. It is used only where all of that fits; otherwise it is made anew. An interrupted packing
+goes on where it stopped. No array is ever in memory as a whole: a packed set may be larger than that.
 """
 
 import hashlib
@@ -23,8 +24,8 @@ from ccrepro.datasets.sources import Arrays, Bundle, Files
 from ccrepro.errors import DataError
 from ccrepro.files import atomic_write
 
-VERSION = 1
-CHUNK = 256  # files per unit of work
+VERSION = 2
+CHUNK = 256  # files per unit of work, and images that are copied at once
 
 
 class Packed(NamedTuple):
@@ -61,11 +62,9 @@ def read(folder: Path, made_from: str | None = None) -> Packed | None:
     except (OSError, ValueError, KeyError):
         return None
     arrays = {name: np.load(folder / name, mmap_mode="r") for name in index["sha256"]}
-    labels = None if index["labels"] is None else np.array(index["labels"], dtype=np.int64)
-    sizes = np.array(index["sizes"], dtype=np.int64)
-    digest = hashlib.sha256(json.dumps([index["sha256"], index["labels"], index["sizes"]]).encode()).hexdigest()
-    images, unlabeled = arrays["images.npy"], arrays.get("unlabeled.npy")
-    return Packed(images, sizes, labels, tuple(index["class_names"]), digest, unlabeled)
+    images, sizes = arrays["images.npy"], arrays["sizes.npy"]
+    labels, unlabeled = arrays.get("labels.npy"), arrays.get("unlabeled.npy")
+    return Packed(images, sizes, labels, tuple(index["class_names"]), index["digest"], unlabeled)
 
 
 def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Packed:
@@ -82,20 +81,37 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Packe
         np.save(scratch / "images.npy", arrays.images)
         if arrays.unlabeled is not None:
             np.save(scratch / "unlabeled.npy", arrays.unlabeled)
+    np.save(scratch / "sizes.npy", sizes.astype(np.int64))
+    if arrays.labels is not None:
+        np.save(scratch / "labels.npy", arrays.labels.astype(np.int64))
+    hashes = {path.name: _sha256(path) for path in sorted(scratch.glob("*.npy"))}
     index = {
         "version": VERSION,
         "made_from": fingerprint(source),
         "source_sha256": _source_hashes(source),
         "class_names": list(arrays.class_names),
-        "labels": None if arrays.labels is None else arrays.labels.tolist(),
-        "sizes": sizes.tolist(),
-        "sha256": {path.name: _sha256(path) for path in sorted(scratch.glob("*.npy"))},
+        "sha256": hashes,
+        "digest": _digest(hashes, arrays.labels, sizes),
     }
     atomic_write(scratch / "index.json", json.dumps(index))
     (scratch / "done.txt").unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)
     return read(folder)
+
+
+def _digest(hashes: dict[str, str], labels: np.ndarray | None, sizes: np.ndarray) -> str:
+    """SHA-256 of a data set: of the JSON ``[hashes of its images, labels, sizes]``, made piece by piece."""
+    images = {name: digest for name, digest in hashes.items() if name in ("images.npy", "unlabeled.npy")}
+    digest = hashlib.sha256(f"[{json.dumps(images)}".encode())
+    for array in (labels, sizes):
+        digest.update(b", null" if array is None else b", [")
+        for start in range(0, 0 if array is None else len(array), 2**16):
+            piece = json.dumps(array[start : start + 2**16].tolist())[1:-1]
+            digest.update(f"{', ' if start else ''}{piece}".encode())
+        digest.update(b"" if array is None else b"]")
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def _check_space(folder: Path, needed: int) -> None:
@@ -139,8 +155,11 @@ def _kept(scratch: Path, source: Files, sizes: list[Any], bad: list[int]) -> tup
     images = np.load(scratch / "images.npy", mmap_mode="r")
     if bad:
         print(f"{len(bad)} bad pictures are left out, {len(keep)} remain", file=sys.stderr)
-        images = images[keep]
-        np.save(scratch / "kept.npy", images)
+        kept = np.lib.format.open_memmap(scratch / "kept.npy", "w+", np.uint8, (len(keep), *images.shape[1:]))
+        for start in range(0, len(keep), CHUNK):
+            kept[start : start + CHUNK] = images[keep[start : start + CHUNK]]
+        kept.flush()
+        images = kept
         (scratch / "done.txt").unlink()  # from here on its rows are not those of images.npy: a restart begins anew
         os.replace(scratch / "kept.npy", scratch / "images.npy")
     labels = None if source.labels is None else source.labels[keep]
