@@ -198,7 +198,7 @@ def _from_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     config = _config(options)
-    gpus.claim(config, getattr(options, "devices", 1))
+    gpus.claim(config)
     from ccrepro import datasets, run, train  # torch takes seconds to import; mistakes are told at once
 
     data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)

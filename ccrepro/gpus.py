@@ -19,14 +19,14 @@ CLAIMED = "CCREPRO_GPU"  # tells a process and its children which GPU is theirs 
 _held: list[IO[str]] = []  # open until this process ends
 
 
-def claim(config: Config, devices: int = 1) -> str | None:
+def claim(config: Config) -> str | None:
     """Take a free GPU for the rest of this process, and let CUDA see no other; wait while all are taken.
 
-    Returns its id, as CUDA_VISIBLE_DEVICES has it; None where there is nothing to claim: a run on the CPU, one that
-    asks for several ``devices``, a machine without GPUs, a process whose GPU was claimed before. To be called before
+    Returns its id, as CUDA_VISIBLE_DEVICES has it; None where there is nothing to claim: a run on the CPU, one of
+    several ranks, a machine without GPUs, a process whose GPU was claimed before. To be called before
     anything asks CUDA for its devices.
     """
-    if config.device == "cpu" or config.baseline or devices > 1:
+    if config.device == "cpu" or config.baseline or getattr(config, "ranks", 1) > 1:
         return None
     visible = ids()
     if not visible or visible == [os.environ.get(CLAIMED)]:

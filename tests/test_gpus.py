@@ -137,7 +137,9 @@ def test_nothing_is_claimed_where_there_is_nothing_to_claim(machine, monkeypatch
     nvidia_smi(machine, 2)
     assert gpus.claim(recipe("digits", device="cpu")) is None
     assert gpus.claim(recipe("digits", variant="kmeans-pixels")) is None
-    assert gpus.claim(recipe("digits"), devices=2) is None
+    several = recipe("digits")
+    object.__setattr__(several, "ranks", 2)
+    assert gpus.claim(several) is None
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert gpus.claim(recipe("digits")) is None
     assert gpus._held == []
