@@ -198,10 +198,10 @@ def _from_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     config = _config(options)
-    gpus.claim(config)
     from ccrepro import datasets, ranks, run, train  # torch takes seconds to import; mistakes are told at once
 
     config = ranks.settle(config)
+    gpus.claim(config)
     if ranks.to_be_launched(config):
         ranks.launch(config, sys.argv[1:])
         return

@@ -26,7 +26,7 @@ def claim(config: Config) -> str | None:
     several ranks, a machine without GPUs, a process whose GPU was claimed before. To be called before anything asks
     CUDA for its devices.
     """
-    if config.device == "cpu" or config.baseline or config.ranks > 1 or "TORCHELASTIC_RUN_ID" in os.environ:
+    if config.device == "cpu" or config.baseline or config.ranks > 1:
         return None
     visible = ids()
     if not visible or visible == [os.environ.get(CLAIMED)]:

@@ -123,8 +123,8 @@ def settle(config: Config) -> Config:
             what = f"devices x nodes is {config.ranks}, but torchrun started {devices * nodes} processes"
             raise ConfigError(what, "settings devices, nodes", "They must be equal", "Leave --devices and --nodes out")
         config = dataclasses.replace(config, devices=devices, nodes=nodes)
-    visible = torch.cuda.device_count()
-    if choose_device(config).type == "cuda" and config.devices > visible:
+    if config.ranks > 1 and choose_device(config).type == "cuda" and config.devices > torch.cuda.device_count():
+        visible = torch.cuda.device_count()
         what, allowed = f"devices is {config.devices}", f"This machine has {visible}"
         raise ConfigError(what, "setting devices", allowed, "Give fewer, or --nodes too")
     return config

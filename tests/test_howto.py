@@ -89,7 +89,7 @@ def test_make_knows_what_the_pages_ask_of_it():
         assert "-m ccrepro" in done.stdout
 
 
-@pytest.mark.parametrize("page", [*PAGES, "python"])
+@pytest.mark.parametrize("page", [*PAGES, "python", "scaling"])
 def test_links_lead_somewhere(page):
     for link in re.findall(r"\]\(([^)#:]+)\)", (DOCS / f"{page}.md").read_text()):
         assert (DOCS / link).exists(), link
