@@ -25,12 +25,13 @@ export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan slurm cells streams check tables report lesson test torture bench lab lint format environment clean FORCE
+.PHONY: help reproduce plan slurm cells streams check tables report lesson test torture bench gpu-pack gpu-home lab lint format \
+  environment clean FORCE
 .PRECIOUS: runs/%/run.json runs/%/online.json
 
 help: ## list the targets
 	@echo "Contrastive Clustering, reproduced. Targets:"
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 	@echo "Variables: PROFILE=$(PROFILE) DATASETS=\"$(DATASETS)\" SEEDS=\"$(SEEDS)\" JOBS=$(JOBS)"
 	@echo "           VARIANTS=\"$(VARIANTS)\""
 
@@ -86,6 +87,12 @@ torture: environment ## kill, damage and mislead it on purpose, and count what i
 
 bench: environment ## measure our speed beside the authors' way and the limit
 	@$(CCREPRO) bench
+
+gpu-pack: environment ## pack what a lent GPU needs for what gpu.yaml has left (docs/gpu.md)
+	@$(CCREPRO) away pack
+
+gpu-home: environment ## bring home what came back from it: FROM="its folders"
+	@$(CCREPRO) away home $(FROM)
 
 lab: environment ## open the notebooks in JupyterLab
 	@$(VENV)/jupyter lab --notebook-dir=notebooks

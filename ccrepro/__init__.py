@@ -2,8 +2,8 @@
 
 The modules in the order in which data flows; each imports only from those before it:
 errors, config, files, datasets, augmentations, model, loss, checkpoint, foreign, train, metrics, baselines, evaluate,
-run, stream, online, estimator, results, tables, claims, plots, report, plan, lesson, collection, gallery,
-serve, watch, parameters, notebook, cli.
+run, stream, online, estimator, results, tables, claims, plots, report, plan, bench, jobs, parcel, release, away,
+lesson, collection, gallery, serve, watch, parameters, notebook, cli.
 
 ``ContrastiveClustering``, the scikit-learn estimator, can be imported from here.
 """

@@ -12,7 +12,7 @@ import re
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ccrepro import augmentations, authors, files, loss, metrics, plots, train
+from ccrepro import augmentations, authors, files, loss, metrics, train
 from ccrepro.config import Config, recipe
 from ccrepro.datasets import ImageSet
 from ccrepro.run import hardware, versions
@@ -39,6 +39,7 @@ STEPS = (
     ("resnet18", "imagenet", 96, 16, 512),
     ("resnet34", "imagenet", 224, 4, 256),
 )
+QUICK = (STEPS[1], STEPS[4]), (AUGMENTATIONS[0], AUGMENTATIONS[2])  # what a quick look measures of these two
 MEMORY_LIMIT = 4 * 2**30  # bytes: what would take more in the authors' way is not run in it
 
 
@@ -48,16 +49,43 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
 def run(rounds: int = 7, only: tuple[str, ...] = (), device: str = "auto") -> dict[str, Any]:
     """All measurements, as plain JSON values: where they were made, and a list of rows for each of `SECTIONS`."""
     plain = train.choose_device(recipe("cifar10", "fast", device=device))
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    result: dict[str, Any] = {"hardware": machine(plain), "versions": versions(), "commit": files.commit()}
+    result = _start(plain)
     for name in only or SECTIONS:
-        result[name] = []
-        for row in SECTIONS[name](plain, rounds):
-            result[name].append(row)
-            print(_line(row), flush=True)
+        _measure(result, name, SECTIONS[name](plain, rounds))
     result["rates"] = [row["rate"] for row in result.get("step", [])]
     return result
+
+
+def quick(seconds: float, device: str = "auto") -> dict[str, Any]:
+    """As `run`, of a training step and the augmentation at 32 and at 224 pixels alone, ours and the limit; ``left_out``
+    says what is missing. Nothing is begun once so many seconds have passed: on a GPU compiling takes most of them."""
+    began, plain = time.monotonic(), train.choose_device(recipe("cifar10", "fast", device=device))
+    result, (steps, views) = _start(plain), QUICK
+    todo = [("step", lambda s=s: full_step(plain, 3, (s,), ("ours", "limit"))) for s in steps]
+    todo += [("augmentation", lambda v=v: augmentation(plain, 3, (v,), ("ours", "compiled"))) for v in views]
+    todo = [todo[0], todo[2], todo[1], todo[3]]  # 32 pixels first: planning needs their rate
+    result["left_out"] = ["the authors' way", "losses", "scores"]
+    for number, (name, rows) in enumerate(todo):
+        if number and time.monotonic() - began > seconds:
+            result["left_out"] += [f"{name}, {224 if number > 1 else 32} pixels: no time was left"]
+        else:
+            _measure(result, name, rows())
+    result["rates"] = [row["rate"] for row in result.get("step", [])]
+    return result
+
+
+def _start(device: torch.device) -> dict[str, Any]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return {"hardware": machine(device), "versions": versions(), "commit": files.commit()}
+
+
+def _measure(result: dict[str, Any], name: str, rows: Iterator[dict[str, Any]]) -> None:
+    """Add rows to a section as they come."""
+    for row in rows:
+        result.setdefault(name, []).append(row)
+        print(_line(row), flush=True)
+        torch.compiler.reset()  # torch keeps eight shapes of a function compiled, and runs others as they are
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -67,16 +95,25 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def save(result: dict[str, Any], results_dir: str | Path = "results") -> Path:
-    """Write JSON and table under ``results/bench/`` and the figure, all named after the hardware. Returns the first."""
-    hardware = result["hardware"]["gpu"] or result["hardware"]["cpu"]
-    name = re.sub(r"[^a-z0-9]+", "-", hardware.lower()).strip("-")
+    """Write JSON and table under ``results/bench/`` and the figure, all named after the hardware. Returns the first.
+    A quick look has no figure: there is nothing to compare in it."""
+    name, hardware = file_name(result["hardware"]), result["hardware"]["gpu"] or result["hardware"]["cpu"]
     folder = files.ROOT / results_dir / "bench"
-    text = f"{hardware}, torch {result['versions']['torch']}, commit {result['commit'][:10]}\n\n"
+    left_out = f"Left out: {'; '.join(result['left_out'])}.\n\n" if result.get("left_out") else ""
+    text = f"{hardware}, torch {result['versions']['torch']}, commit {result['commit'][:10]}\n\n{left_out}"
     files.atomic_write(
         folder / f"{name}.md", text + table(result).to_markdown(index=False, disable_numparse=True) + "\n"
     )
-    plots.save(plots.bench(result), name, "bench", results_dir)
+    if "left_out" not in result:
+        from ccrepro import plots  # late: needs what a bare machine lacks, which measures and lets others draw
+
+        plots.save(plots.bench(result), name, "bench", results_dir)
     return files.atomic_write(folder / f"{name}.json", json.dumps(result, indent=1) + "\n")
+
+
+def file_name(hardware: dict[str, Any]) -> str:
+    """Of what was measured on a machine, without an ending."""
+    return re.sub(r"[^a-z0-9]+", "-", (hardware["gpu"] or hardware["cpu"]).lower()).strip("-")
 
 
 def table(result: dict[str, Any]) -> pd.DataFrame:
@@ -99,12 +136,13 @@ def _line(row: dict[str, Any]) -> str:
 def interleaved(ways: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
     """Seconds per call of each way: median, smallest and largest over ``rounds`` of turns, after one call unmeasured.
 
-    Each turn of a way repeats it for at least 20 ms.
+    Each turn of a way repeats it for at least 20 ms. On a GPU it is half a second, so that the host's way ahead of the
+    device counts as in training, and three calls go unmeasured: one compiles, one records CUDA graphs, one replays.
     """
-    calls = {}
+    calls, (warm, turn) = {}, (3, 0.5) if device.type == "cuda" else (1, 0.02)
     for name, way in ways.items():
-        way()
-        calls[name] = max(1, int(0.02 / max(_seconds(way, 1, device), 1e-6)))
+        _seconds(way, warm, device)
+        calls[name] = max(1, int(turn / max(_seconds(way, 1, device), 1e-6)))
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _, (name, way) in itertools.product(range(rounds), ways.items()):
         taken[name].append(_seconds(way, calls[name], device) / calls[name])
@@ -161,9 +199,15 @@ def textures(n: int, side: int) -> Tensor:
     return ((x - low) / (high - low) * 255).byte()
 
 
-def augmentation(device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
-    """One view of each image of a batch, drawing included; the authors' way runs on the CPU in any case."""
-    for source, side, n, dataset in AUGMENTATIONS:
+def augmentation(
+    device: torch.device,
+    rounds: int,
+    cases: Sequence[tuple] | None = None,
+    ways: Sequence[str] = ("authors", "ours", "compiled"),
+) -> Iterator[dict[str, Any]]:
+    """One view of each image of a batch, drawing included; the authors' way runs on the CPU in any case. ``cases``:
+    as `AUGMENTATIONS`, which is all of them."""
+    for source, side, n, dataset in cases or AUGMENTATIONS:
         config = recipe(dataset, "paper", image_size=side)
         images, sizes = textures(n, source), torch.tensor([[source, source]]).expand(n, 2)
         theirs, resident = authors.Views(images, config), images.to(device)
@@ -173,16 +217,14 @@ def augmentation(device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
             drawn = augmentations.draw(generator, sizes, tuple(images.shape[2:]), config).to(device)
             return augmentations.apply(images, drawn, config.image_size, config.blur_kernel, compiled)
 
-        seconds = interleaved(
-            {
-                "authors": lambda theirs=theirs: [theirs.transform(picture) for picture in theirs.pictures],
-                "ours": lambda ours=ours: ours(False),
-                "compiled": lambda ours=ours: ours(True),
-            },
-            rounds,
-            device,
-        )
-        ratios = {f"{way}, times as fast": _times(seconds, way) for way in ("ours", "compiled")}
+        calls = {
+            "authors": lambda theirs=theirs: [theirs.transform(picture) for picture in theirs.pictures],
+            "ours": lambda ours=ours: ours(False),
+            "compiled": lambda ours=ours: ours(True),
+        }
+        seconds = interleaved({way: calls[way] for way in ways}, rounds, device)
+        compared = [way for way in ways if way != "authors" and "authors" in ways]
+        ratios = {f"{way}, times as fast": _times(seconds, way) for way in compared}
         views = {way: n / t["median"] for way, t in seconds.items()}
         blur = ", blur" if config.blur else ""
         yield _row(f"augmentation, {source} to {side} px{blur}, {n} views", seconds, ratios, views_per_second=views)
@@ -228,17 +270,23 @@ def scores(device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
         yield _row(f"scores of {n:,} labels, K = {k}", seconds, {"times as fast": _times(seconds, "ours")})
 
 
-def full_step(device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
-    """A whole training step, views included, beside the authors' way and the network alone on views that are ready."""
-    for backbone, stem, side, n_cpu, n_gpu in STEPS:
+def full_step(
+    device: torch.device,
+    rounds: int,
+    cases: Sequence[tuple] | None = None,
+    ways: Sequence[str] = ("ours", "authors", "limit"),
+) -> Iterator[dict[str, Any]]:
+    """A whole training step, views included, beside the authors' way and the network alone on views that are ready.
+    ``cases``: as `STEPS`, which is all of them."""
+    for backbone, stem, side, n_cpu, n_gpu in cases or STEPS:
         n = n_gpu if device.type == "cuda" else n_cpu
         network = {"backbone": backbone, "stem": stem, "image_size": side, "batch_size": n}
         config = train.resolve(recipe("cifar10", "paper", **network, precision="auto", device=device.type))
-        seconds = interleaved(
-            {"ours": _ours(config), "authors": _authors(config), "limit": _limit(config)}, rounds, device
-        )
+        made = {"ours": _ours, "authors": _authors, "limit": _limit}
+        seconds = interleaved({way: made[way](config) for way in ways}, rounds, device)
         rates = {way: n / t["median"] for way, t in seconds.items()}
-        ratios = {"times as fast": _times(seconds, "ours"), "efficiency": rates["ours"] / rates["limit"]}
+        ratios = {"times as fast": _times(seconds, "ours")} if "authors" in ways else {}
+        ratios["efficiency"] = rates["ours"] / rates["limit"]
         how = {name: getattr(config, name) for name in ("precision", "compile", "device")}
         rate = {**network, **how, "images_per_second": rates["ours"]}
         what = f"step, {backbone}, {stem} stem, {side} px, {n} images, {config.precision}"
@@ -246,14 +294,16 @@ def full_step(device: torch.device, rounds: int) -> Iterator[dict[str, Any]]:
 
 
 def _set(config: Config, batches: int = 2) -> ImageSet:
-    images = textures(batches * config.batch_size, min(config.image_size, 224)).numpy()
+    """Images for some batches, two of them made and the others repeated."""
+    images = np.tile(textures(2 * config.batch_size, min(config.image_size, 224)).numpy(), (batches // 2, 1, 1, 1))
     sizes = np.broadcast_to(np.array(images.shape[2:]), (len(images), 2))
     return ImageSet("textures", images, sizes, None, (), "")
 
 
 def _ours(config: Config) -> Callable[[], Any]:
-    """The next step of our loop, over and over through epochs of a few steps."""
-    data = _set(config)
+    """The next step of our loop, over and over through epochs of a few steps; of twenty on a GPU, which waits while an
+    epoch's views are drawn."""
+    data = _set(config, 20 if config.device == "cuda" else 2)
     state, (part,) = train.start(config, data), train._passes(config, data)
 
     def forever() -> Iterator[Any]:

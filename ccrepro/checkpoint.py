@@ -19,6 +19,7 @@ from ccrepro.model import ContrastiveClusteringModel, build
 
 KEPT = 2  # checkpoints: the newest, and the one before in case the newest is damaged
 SEAL = ', "sha256": "'  # the last key of the JSON file: the hash of all that stands before it
+INDEX = "model.safetensors.index.json"  # of a model in parts: what lies in which file, and what `save_model` keeps
 COST_SHARE = 0.02  # of the time that may be spent on writing checkpoints
 
 
@@ -172,7 +173,11 @@ def load_weights(model: nn.Module, path: str | Path) -> None:
 
     Raises `CheckpointError` for a file that cannot be read, and for one of another model, with what differs.
     """
-    tensors, own = read_tensors(Path(path)), model.state_dict()
+    _load_tensors(model, read_tensors(Path(path)), path)
+
+
+def _load_tensors(model: nn.Module, tensors: dict[str, Tensor], path: str | Path) -> None:
+    own = model.state_dict()
     missing, extra = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     other = [n for n in own.keys() & tensors.keys() if own[n].shape != tensors[n].shape]
     if missing or extra or other:
@@ -195,24 +200,53 @@ def save_model(model: ContrastiveClusteringModel, config: Config, path: str | Pa
 def load_model(path: str | Path) -> tuple[ContrastiveClusteringModel, Config, dict[str, Any]]:
     """The model in evaluation mode on the CPU, its settings and the facts on its pictures.
 
-    path: a file of `save_model`, or the folder of a finished run. Raises `CheckpointError` for anything else, and for
-    a file that is damaged; nothing in it can run.
+    path: a file of `save_model`, the folder of a finished run, or that of a released model. Raises `CheckpointError`
+    for anything else, and for a file that is damaged; nothing in it can run.
     """
     path = Path(path)
-    if path.is_dir() and (path / "run.json").exists():
+    if (path / INDEX).exists():
+        about, tensors = _read_parts(path)
+    elif path.is_dir() and (path / "run.json").exists():
         record = json.loads((path / "run.json").read_text())
         about = {"config": record["config"], "channels": record["packed_shape"][0]}
         about |= {"side": record["packed_shape"][1]}
         path = path / "model.safetensors"
+        tensors = read_tensors(path)
     else:
         path = path / "model.safetensors" if path.is_dir() else path
-        about = None
-    tensors = read_tensors(path)
-    about = about or _about(path, tensors)
+        tensors = read_tensors(path)
+        about = _about(path, tensors)
     config = Config(**about.pop("config"))
     model = build(config, about["channels"])
-    load_weights(model, path)
+    _load_tensors(model, tensors, path)
     return model.to(memory_format=torch.channels_last).eval(), config, about
+
+
+def index(about: dict[str, Any], tensors: dict[str, Tensor], weight_map: dict[str, str]) -> str:
+    """The index of a model in parts: what others expect there, and what `save_model` keeps beside its tensors.
+
+    weight_map: the file of each tensor.
+    """
+    text = json.dumps(about)
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    metadata = {"total_size": size, "ccrepro": text, "sha256": _hash(text + _tensors_hash(tensors))}
+    return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=1) + "\n"
+
+
+def _read_parts(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What `index` describes: the settings and facts, and the tensors of all parts."""
+    try:
+        found = json.loads((folder / INDEX).read_text())
+        metadata, names = found["metadata"], sorted(set(found["weight_map"].values()))
+        text, sha256 = metadata["ccrepro"], metadata["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise _damaged(folder / INDEX, "no index of a model that ccrepro released") from None
+    if any(Path(name).name != name for name in names):
+        raise _damaged(folder / INDEX, "it names files elsewhere")
+    tensors = {key: tensor for name in names for key, tensor in read_tensors(folder / name).items()}
+    if sha256 != _hash(text + _tensors_hash(tensors)):
+        raise _damaged(folder / INDEX, "the parts do not match its SHA-256")
+    return json.loads(text), tensors
 
 
 def _about(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:

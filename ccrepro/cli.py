@@ -113,6 +113,7 @@ def _parser() -> Parser:
     stream.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
     _add_pictures(add)
     _add_models(add)
+    _add_away(add)
     return parser
 
 
@@ -171,6 +172,20 @@ def _add_models(add: Callable[..., Parser]) -> None:
     watch = add("watch", _watch, "show a run's log in the terminal while it grows")
     watch.add_argument("run", help="folder of the run: runs/…, or cluster --out")
     watch.add_argument("--once", action="store_true", help="show it as it is, and end")
+
+
+def _add_away(add: Callable[..., Parser]) -> None:
+    """The commands for a machine that is lent for minutes."""
+    away = add("away", _away, "train on a machine that is lent for minutes: pack, work there, fetch, home; docs/gpu.md")
+    away.add_argument("action", choices=["pack", "work", "fetch", "home"], help="here, there, there, here")
+    away.add_argument("loads", nargs="*", metavar="LOAD", help="folders of loads that arrived; fetch: a load's number")
+    away.add_argument("--queue", default="gpu.yaml", help="what is to be done, in this order")
+    away.add_argument("--minutes", type=float, default=9.0, help="of work: then the step under way is saved")
+    away.add_argument("--out", default="out", metavar="DIR", help="folder of work and fetch for what is to come home")
+    away.add_argument("--transfer", type=float, default=63.0, help="of pack: MiB of one transfer, code and load")
+    away.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")
+    away.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    away.add_argument("--results-dir", default="results", help="folder of results, from the clone's on")
 
 
 def _add_settings(command: Parser) -> None:
@@ -394,3 +409,21 @@ def _watch(options: argparse.Namespace) -> None:
     from ccrepro import watch
 
     watch.watch(Path(options.run), options.once)
+
+
+def _away(options: argparse.Namespace) -> None:
+    from ccrepro import away, jobs, parcel
+
+    if options.action == "home":
+        print(*away.home(options.loads, options.data_dir, options.results_dir), sep="\n")
+        return
+    if options.action == "fetch":
+        number = options.loads[0] if len(options.loads) == 1 else ""
+        print(away.fetch(number, options.out))
+        return
+    queue = jobs.read_queue(options.queue)
+    if options.action == "pack":
+        print(parcel.describe(away.pack(queue, options.data_dir, options.transfer)))
+    else:
+        loads = away.work(queue, options.loads, options.out, options.minutes, options.data_dir, options.threads)
+        print(parcel.describe(loads) or "nothing was begun: a load is still to come", flush=True)

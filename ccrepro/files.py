@@ -137,9 +137,10 @@ def git(*arguments: str) -> str | None:
 
 
 def commit() -> str:
-    """The clone's commit, with "-dirty" where the code differs from it; "unknown" outside a clone."""
+    """The clone's commit, with "-dirty" where the code differs from it. Outside a clone ``$CCREPRO_COMMIT``, which
+    `ccrepro.away` sets where the code is what was sent; else "unknown"."""
     head = git("rev-parse", "HEAD")
     if head is None:
-        return "unknown"
+        return os.environ.get("CCREPRO_COMMIT", "unknown")
     changed = git("status", "--porcelain", "--", "ccrepro", "notebooks", "pyproject.toml", "Makefile")
     return head.strip() + ("-dirty" if changed else "")

@@ -15,8 +15,10 @@ import numpy as np
 
 from ccrepro import files
 from ccrepro.config import DATASETS, Config, recipe
-from ccrepro.errors import DataError
+from ccrepro.errors import ConfigError, DataError
 from ccrepro.results import Record, load_records
+
+KEPT_BACK = 0.15  # share of a schedule's minutes that is not planned for training steps
 
 
 class Cell(NamedTuple):
@@ -50,10 +52,10 @@ def plan(
 
 def estimate(config: Config, rates: list[dict[str, Any]], records: list[Record]) -> tuple[float | None, str]:
     """Hours of a run and where that comes from; (None, "unknown") where nothing tells."""
-    passed = 0 if config.baseline else config.epochs * _images(config)  # images that training goes through
-    rate = _rate(config, rates)
-    if rate and passed:
-        return passed / rate / 3600, "bench"
+    passed = 0 if config.baseline else config.epochs * images(config)  # images that training goes through
+    measured = rate(config, rates)
+    if measured and passed:
+        return passed / measured / 3600, "bench"
     own = [r for r in records if r["dataset"] == config.dataset]
     same = [r for r in own if r["variant"] == config.variant]
     if same:
@@ -65,13 +67,13 @@ def estimate(config: Config, rates: list[dict[str, Any]], records: list[Record])
     return None, "unknown"
 
 
-def _images(config: Config) -> int:
+def images(config: Config) -> int:
     """Images in one epoch."""
     facts = DATASETS[config.dataset]
     return min(config.sample or facts.images, facts.images) + (facts.unlabeled if config.unlabeled else 0)
 
 
-def _rate(config: Config, rates: list[dict[str, Any]]) -> float | None:
+def rate(config: Config, rates: list[dict[str, Any]]) -> float | None:
     """Images per second in training on this kind of device: of the recipe's batch size where that was measured."""
     device = config.device
     if device == "auto":
@@ -81,6 +83,20 @@ def _rate(config: Config, rates: list[dict[str, Any]]) -> float | None:
     fit = [r for r in fit if r["precision"] == getattr(config, "precision", r["precision"])] or fit
     fit = [r for r in fit if r["batch_size"] == config.batch_size] or fit
     return float(np.median([r["images_per_second"] for r in fit])) if fit else None
+
+
+def epochs_within(config: Config, minutes: float, rates: list[dict[str, Any]]) -> int:
+    """How many epochs of these settings so many minutes of training take, by the measured rates; at least one.
+
+    `KEPT_BACK` of the time is for what the rate does not count: compiling, scoring on the way, checkpoints. Raises
+    `ConfigError` where nothing tells the rate.
+    """
+    measured = rate(config, rates)
+    if measured is None:
+        network = f"{config.backbone}, {config.stem} stem, {config.image_size} pixels"
+        what, fix = f"no rate of training steps is known for {network}", "Run the bench first, or give epochs"
+        raise ConfigError(what, "results/bench", "Planning needs one of this kind of device", fix)
+    return max(1, int((1 - KEPT_BACK) * 60 * minutes * measured / images(config)))
 
 
 def load_rates(results_dir: str | Path = "results") -> list[dict[str, Any]]:

@@ -14,7 +14,7 @@ import pandas as pd
 from ccrepro import claims, files, tables
 from ccrepro.config import RECIPES
 from ccrepro.errors import ConfigError, unknown
-from ccrepro.results import Record, as_runs, find_records, load_records, load_runs, origins, provenance
+from ccrepro.results import Record, as_runs, find_records, load_records, load_runs, load_tried, origins, provenance
 from ccrepro.tables import TABLES, as_markdown
 
 # Figures that the notebooks save, by section, in the order in which they are shown.
@@ -81,11 +81,13 @@ def sections(profile: str, results_dir: str | Path = "results") -> list[Section]
         fix = f"Run make reproduce PROFILE={profile}"
         raise ConfigError(f"no run of profile {profile}", f"{results_dir}/runs", "A report needs one", fix)
     runs, folder = as_runs(records), files.ROOT / results_dir / "figures" / profile
+    tried = load_tried(profile, results_dir)
     return [
         Section("What this is", [provenance(profile, results_dir), HOW_TO_READ]),
         Section("Claims of the paper", [claims.RULE], [("Each claim, and what holds", claims.table(records))]),
         *(_table_section(name, runs, records, folder) for name in TABLES),
         *(_other_sections(records, folder)),
+        *([Section(TRIED, [ABOUT_TRIED], [("Runs", tables.tried(tried))])] if tried else []),
         Section("What was not run", ["Rows of the tables above for which there is no run."], [_not_run(runs)]),
         Section("Where every number comes from", [ORIGINS], [("Runs", _origins(records))]),
     ]
@@ -177,7 +179,7 @@ BEGIN, END = "<!-- results: made by `make tables`, do not edit -->", "<!-- end o
 
 def readme_with_results(text: str, results_dir: str | Path = "results") -> str:
     """The README's text with its results section made anew from the published records of every profile."""
-    profiles = [p for p in RECIPES if load_records(p, results_dir)]
+    profiles = [p for p in RECIPES if load_records(p, results_dir) or load_tried(p, results_dir)]
     parts = [_readme_results(profiles, results_dir)] if profiles else ["No run yet.\n"]
     before, rest = text.split(BEGIN)
     return "\n".join((before + BEGIN, *parts, END + rest.split(END)[1]))
@@ -188,17 +190,33 @@ def _readme_results(profiles: list[str], results_dir: str | Path) -> str:
     records = [r for p in profiles for r in load_records(p, results_dir)]
     parts = [f"### What holds\n\n{as_markdown(claims.table(records))}\n\n{claims.RULE}\n"]
     for profile in profiles:
-        runs = load_runs(profile, results_dir)
-        figure = f"results/figures/{profile}/main_results.png"
-        parts.append(f"### Profile `{profile}`\n\n{provenance(profile, results_dir)}\n")
-        parts.append(f"![ACC of each method by data set]({figure})\n")
-        parts += [_brief(name, runs) for name in TABLES if _any_run(name, runs)]
-        compared = tables.heads_against_kmeans(load_records(profile, results_dir))
-        parts.append(f"**k-means on the features in place of the cluster head**\n\n{as_markdown(compared)}\n")
-        parts.append(
-            f"NMI, ARI and the rows that were not run: [`results/tables/{profile}`](results/tables/{profile}).\n"
-        )
+        parts.append(f"### Profile `{profile}`\n")
+        parts += _paper_tables(profile, results_dir) if load_records(profile, results_dir) else []
+        parts += _tried(profile, results_dir)
     return "\n".join([*parts, tables.RULE + "\n"])
+
+
+def _paper_tables(profile: str, results_dir: str | Path) -> list[str]:
+    runs = load_runs(profile, results_dir)
+    figure = f"results/figures/{profile}/main_results.png"
+    compared = tables.heads_against_kmeans(load_records(profile, results_dir))
+    return [
+        f"{provenance(profile, results_dir)}\n",
+        f"![ACC of each method by data set]({figure})\n",
+        *(_brief(name, runs) for name in TABLES if _any_run(name, runs)),
+        f"**k-means on the features in place of the cluster head**\n\n{as_markdown(compared)}\n",
+        f"NMI, ARI and the rows that were not run: [`results/tables/{profile}`](results/tables/{profile}).\n",
+    ]
+
+
+TRIED = "Runs with other settings than the recipe's"
+ABOUT_TRIED = "They are part of no table of the paper and decide no claim; in brackets what the recipe has."
+
+
+def _tried(profile: str, results_dir: str | Path) -> list[str]:
+    """The runs of a profile that differ from its recipes, if there are any."""
+    records = load_tried(profile, results_dir)
+    return [f"**{TRIED}.** {ABOUT_TRIED}\n\n{as_markdown(tables.tried(records))}\n"] if records else []
 
 
 def _brief(name: str, runs: pd.DataFrame) -> str:

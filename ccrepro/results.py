@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from ccrepro import files
-from ccrepro.config import DATASETS
+from ccrepro.config import DATASETS, Config, recipe
 from ccrepro.errors import DataError
 
 METRICS = ("nmi", "acc", "ari")
@@ -34,6 +34,20 @@ def load_records(
             records.append(record | ({"online": _read(online)} if online.exists() else {}))
     order = list(datasets).index if datasets else str
     return sorted(records, key=lambda r: (order(r["dataset"]), r["variant"], r["seed"]))
+
+
+def load_tried(profile: str, results_dir: str | Path = "results") -> list[Record]:
+    """The published records of a profile's recipes with other settings, by data set, variant, settings and seed: they
+    are shown by themselves, with what differs, and are part of no table of the paper."""
+    records = [_read(path) for path in (files.ROOT / results_dir / "tried" / profile).glob("*/*.json")]
+    return sorted(records, key=lambda r: (r["dataset"], r["variant"], differences(r), r["seed"]))
+
+
+def differences(record: Record) -> str:
+    """What differs from today's recipe, as in ``epochs 180 (400)``, the recipe's value in brackets."""
+    config = Config(**record["config"])
+    own = recipe(config.dataset, config.profile, config.variant, config.seed)
+    return ", ".join(f"{name} {value} ({getattr(own, name)})" for name, value in config.overrides().items())
 
 
 def _read(path: Path) -> Record:

@@ -2,8 +2,10 @@
 
 A record is one JSON file. It is written to ``runs/<cell>/run.json`` (ignored by git; its presence means that the run is
 done here) and, for a recipe without overrides, to ``results/runs/<cell>.json``, from which tables and figures are made.
+One with overrides is published only by name (`publish`), under ``results/tried``, and shown with what differs.
 """
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import io
@@ -23,6 +25,7 @@ from ccrepro import files
 from ccrepro.checkpoint import Checkpoints, save_weights
 from ccrepro.config import Config
 from ccrepro.datasets import ImageSet
+from ccrepro.errors import DataError
 from ccrepro.evaluate import Clustering, cases, evaluate, feature_map, map_rows, score
 from ccrepro.machine import cpu_name
 from ccrepro.metrics import contingency, scores
@@ -63,8 +66,7 @@ class Run:
         (self.folder / "run.json").unlink(missing_ok=True)
         self.checkpoints = Checkpoints(self.folder, config.checkpoint_seconds)
         self.log = self.folder / "log.jsonl"
-        self.pictured = {round(share * config.epochs) for share in PICTURED}
-        self.scored = ({round(i / SCORED * config.epochs) for i in range(SCORED)} | self.pictured) - {config.epochs}
+        self.scored = scored(config)
 
     def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
         """Keep an epoch's numbers, and at some epochs the clustering; print a line now and then with the time left."""
@@ -108,18 +110,20 @@ class Run:
             )
         self.collapsed = collapsed
 
-    def finish(self, model: ContrastiveClusteringModel | None, history: list[Epoch]) -> dict[str, Any]:
-        """Cluster and score all images; write weights, assignments and the record, in the run's folder last."""
+    def finish(self, model: ContrastiveClusteringModel | None, history: list[Epoch], **more: Any) -> dict[str, Any]:
+        """Cluster and score all images; write weights, assignments and the record, in the run's folder last.
+
+        ``more``: further entries of the record, as plain JSON values.
+        """
         clustering = evaluate(self.config, self.data, model)
         self._keep(self.config.epochs, clustering)
         if model is not None:
             save_weights(model, self.folder / "model.safetensors")
             _save_arrays(self.folder / "clustering.npz", **dataclasses.asdict(clustering))
-        result = self._record(model, clustering, history)
-        text = "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in result.items()) + "\n}\n"
+        result = self._record(model, clustering, history) | more
         if not self.config.overrides():
-            files.atomic_write(self.results / "runs" / f"{self.config.cell}.json", text)
-        files.atomic_write(self.folder / "run.json", text)
+            publish(result, self.results)
+        files.atomic_write(self.folder / "run.json", as_text(result))
         self.checkpoints.clear()
         self._lock.close()
         return result
@@ -127,11 +131,8 @@ class Run:
     def _keep(self, epoch: int, clustering: Clustering) -> None:
         """The assignments after an epoch, and the features of the images that are pictured."""
         rows = map_rows(len(clustering.features))
-        features = clustering.features[rows] if epoch in self.pictured else np.zeros(0)
-        _save_arrays(self._kept(epoch), labels_pred=clustering.labels_pred, features=features)
-
-    def _kept(self, epoch: int) -> Path:
-        return self.folder / "epochs" / f"{epoch:05d}.npz"
+        features = clustering.features[rows] if epoch in pictured(self.config) else np.zeros(0)
+        _save_arrays(_kept(self.folder, epoch), labels_pred=clustering.labels_pred, features=features)
 
     def _record(
         self, model: ContrastiveClusteringModel | None, clustering: Clustering, history: list[Epoch]
@@ -160,34 +161,84 @@ class Run:
             "contingency": contingency(data.labels, clustering.labels_pred, config.n_clusters).tolist(),
             "cases": cases(data.labels, clustering, config.n_clusters),
             "history": {name: [_short(e[name]) for e in history] for name in (history[0] if history else ())},
-            **self._evolution(),
+            **evolution(self.folder, config, data.labels),
         }
 
-    def _evolution(self) -> dict[str, Any]:
-        """``evolution``: scores and clusters used at some epochs, in their order; at some of these also ``x``, ``y``
-        and ``cluster`` of the pictured images, all in one t-SNE embedding (Fig. 4). ``tsne``: the last of these
-        pictures, with ``label``."""
-        epochs = sorted(self.scored | {self.config.epochs})
-        kept = {epoch: _load_arrays(self._kept(epoch)) for epoch in epochs if self._kept(epoch).exists()}
-        pictured = {epoch: arrays["features"] for epoch, arrays in kept.items() if len(arrays["features"])}
-        maps = dict(zip(pictured, feature_map(list(pictured.values())), strict=True))
-        rows, labels, evolution = map_rows(len(self.data.images)), self.data.labels, []
-        for epoch, arrays in kept.items():
-            clusters = arrays["labels_pred"]
-            evolution.append(
-                {"epoch": epoch, "scores": scores(labels, clusters), "n_clusters_used": len(np.unique(clusters))}
-            )
-            if epoch in maps:
-                evolution[-1] |= {**maps[epoch], "cluster": clusters[rows].tolist()}
-        last = {name: evolution[-1][name] for name in ("x", "y", "cluster")}
-        return {"evolution": evolution, "tsne": {**last, "label": labels[rows].tolist()}}
+
+def pictured(config: Config) -> set[int]:
+    """The epochs after which the feature space is pictured."""
+    return {round(share * config.epochs) for share in PICTURED}
+
+
+def scored(config: Config) -> set[int]:
+    """The epochs after which a run is scored on its way; the last one is not among them."""
+    return ({round(i / SCORED * config.epochs) for i in range(SCORED)} | pictured(config)) - {config.epochs}
+
+
+def _kept(folder: Path, epoch: int) -> Path:
+    return folder / "epochs" / f"{epoch:05d}.npz"
+
+
+def evolution(folder: Path, config: Config, labels: np.ndarray) -> dict[str, Any]:
+    """``evolution``: scores and clusters used at some epochs, in their order; at some of these also ``x``, ``y`` and
+    ``cluster`` of the pictured images, all in one t-SNE embedding (Fig. 4). ``tsne``: the last of these pictures, with
+    ``label``. Where openTSNE is not installed there are no pictures; `complete` adds them elsewhere."""
+    epochs = sorted(scored(config) | {config.epochs})
+    kept = {epoch: _load_arrays(_kept(folder, epoch)) for epoch in epochs if _kept(folder, epoch).exists()}
+    features = {epoch: arrays["features"] for epoch, arrays in kept.items() if len(arrays["features"])}
+    try:
+        maps = dict(zip(features, feature_map(list(features.values())), strict=True))
+    except ImportError:
+        print(f"{config.cell}  openTSNE is not installed: no maps of the feature space for now", flush=True)
+        maps = {}
+    rows, found = map_rows(len(labels)), []
+    for epoch, arrays in kept.items():
+        clusters = arrays["labels_pred"]
+        found.append({"epoch": epoch, "scores": scores(labels, clusters), "n_clusters_used": len(np.unique(clusters))})
+        if epoch in maps:
+            found[-1] |= {**maps[epoch], "cluster": clusters[rows].tolist()}
+    if not maps:
+        return {"evolution": found}
+    last = {name: found[-1][name] for name in ("x", "y", "cluster")}
+    return {"evolution": found, "tsne": {**last, "label": labels[rows].tolist()}}
+
+
+def complete(record: dict[str, Any], folder: Path, data: ImageSet) -> dict[str, Any]:
+    """The record of a run that was made elsewhere, with what could not be made there: the maps of the feature space.
+
+    Raises `DataError` unless the images are those it was run on and their assignments give the scores it states.
+    """
+    if record["data_sha256"] != data.sha256:
+        fix = "Fetch the data set anew"
+        raise DataError(f"{data.name} differs from what was run on", str(folder), "Their SHA-256 must be equal", fix)
+    again = scores(data.labels, _load_arrays(folder / "clustering.npz")["labels_pred"])
+    if any(abs(again[name] - value) > 1e-9 for name, value in record["scores"].items()):
+        what = f"the assignments score {again}, the record says {record['scores']}"
+        raise DataError(what, str(folder), "They must be equal", "Bring the run home again")
+    config = Config(**record["config"])
+    return {**record, "overrides": config.overrides(), **evolution(folder, config, data.labels)}
+
+
+def publish(record: dict[str, Any], results_dir: str | Path = "results") -> Path:
+    """Write a record below ``results/runs``, or below ``results/tried`` where it overrides its recipe."""
+    config = Config(**record["config"])
+    path = files.ROOT / results_dir / ("tried" if config.overrides() else "runs") / f"{run_name(config)}.json"
+    return files.atomic_write(path, as_text(record))
+
+
+def as_text(record: dict[str, Any]) -> str:
+    """A record as JSON, a line for each of its entries."""
+    return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in record.items()) + "\n}\n"
+
+
+def run_name(config: Config) -> str:
+    """The cell, and what differs from its recipe: profile/dataset/variant-seedK+epochs=120."""
+    return config.cell + "".join(f"+{name}={_file_name(value)}" for name, value in config.overrides().items())
 
 
 def run_folder(config: Config, runs_dir: str | Path = "runs") -> Path:
     """Folder of a run below ``runs_dir``; overridden settings have a folder of their own."""
-    overrides = config.overrides()
-    suffix = "".join(f"+{name}={_file_name(value)}" for name, value in overrides.items())
-    return files.ROOT / runs_dir / (config.cell + suffix)
+    return files.ROOT / runs_dir / run_name(config)
 
 
 def _file_name(value: Any) -> str:
@@ -225,5 +276,9 @@ def hardware(model: ContrastiveClusteringModel | None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    found = {name: importlib.metadata.version(name) for name in PACKAGES}
-    return {"python": platform.python_version(), **found}
+    """Of Python and of the packages on which the numbers depend, as far as these are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

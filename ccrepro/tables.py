@@ -1,6 +1,7 @@
 """The paper's tables: what it reports, what we measured, the difference, and a verdict by a rule fixed beforehand."""
 
 import functools
+import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import pandas as pd
 from ccrepro import files
 from ccrepro.config import DATASETS, RECIPES
 from ccrepro.files import atomic_write
-from ccrepro.results import METRICS, Record, mean_sd, reported
+from ccrepro.results import METRICS, Record, differences, machine, mean_sd, reported
 
 
 class Row(NamedTuple):
@@ -224,6 +225,31 @@ def evolution(records: list[Record]) -> pd.DataFrame:
         nmi, used = ([at["scores"]["nmi"] for at in parts], [at["n_clusters_used"] for at in parts])
         lines.append(line | {"NMI ours": counted(np.array(nmi)), "clusters in use": f"{np.mean(used):.1f}"})
     return pd.DataFrame(lines)
+
+
+def tried(records: list[Record]) -> pd.DataFrame:
+    """Runs with other settings than their recipe's, by data set, variant and settings: what differs, our scores as
+    mean ± sd (n), what the paper prints for that variant, and the minutes of which machine one run took."""
+    lines = []
+    for key, own in itertools.groupby(records, key=lambda r: (r["dataset"], r["variant"], differences(r))):
+        parts = list(own)
+        line = {"data set": DATASETS[key[0]].title, "variant": key[1], "differs (recipe)": key[2]}
+        for metric in ("acc", "nmi", "ari"):
+            printed = _paper_number(key[0], key[1], metric)
+            values = counted(np.array([r["scores"][metric] for r in parts]))
+            line[metric.upper()] = f"{values}; reported {printed}" if printed else values
+        minutes = (
+            np.mean([sum(p["seconds"] for p in r["pieces"]) if "pieces" in r else r["seconds"] for r in parts]) / 60
+        )
+        machines = ", ".join(sorted({machine(r) for r in parts}))
+        lines.append(line | {"minutes of a run": f"{minutes:.1f}, {machines}"})
+    return pd.DataFrame(lines)
+
+
+def _paper_number(dataset: str, variant: str, metric: str) -> str:
+    """What the paper prints for a variant, wherever it does first; else nothing."""
+    rows = [row for spec in TABLES.values() for row in spec.rows if row.variant == variant]
+    return next((printed for row in rows if (printed := _printed(row, dataset, metric))), "")
 
 
 def online(records: list[Record]) -> pd.DataFrame:

@@ -64,3 +64,23 @@ def test_a_small_run_of_everything_is_saved_with_its_table_and_figure(monkeypatc
     assert len(lines) == 2 + 2 + 7
     assert len(list((root / "results/figures/bench").iterdir())) == 2
     assert len(plots.bench(result).axes[0].patches) == 7
+
+
+def test_a_quick_look_leaves_out_what_it_says(monkeypatch, root):
+    steps = (("small", "cifar", 8, 4, 4), ("small", "cifar", 12, 4, 4))
+    monkeypatch.setattr(bench, "QUICK", (steps, ((8, 8, 4, "cifar10"), (12, 12, 4, "cifar10"))))
+    monkeypatch.setattr(bench.augmentations, "apply", lambda images, *more: images.float())  # compiling takes a minute
+    result = bench.quick(1000, "cpu")
+    assert [r["image_size"] for r in result["rates"]] == [8, 12]
+    assert all(set(row["seconds"]) == {"ours", "limit"} for row in result["step"])
+    assert all(row["ratios"]["efficiency"] > 0 for row in result["step"])
+    assert all(set(row["seconds"]) == {"ours", "compiled"} for row in result["augmentation"])
+    assert result["left_out"] == ["the authors' way", "losses", "scores"]
+    assert "Left out: the authors' way" in bench.save(result).with_suffix(".md").read_text()
+    short = bench.quick(0, "cpu")
+    assert [len(short.get(name, [])) for name in ("step", "augmentation")] == [1, 0]
+    assert short["left_out"][3:] == [
+        "augmentation, 32 pixels: no time was left",
+        "step, 224 pixels: no time was left",
+        "augmentation, 224 pixels: no time was left",
+    ]

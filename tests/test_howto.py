@@ -13,10 +13,11 @@ import torchvision
 from test_collection import picture
 
 from ccrepro import checkpoint, cli, config, datasets, foreign
+from ccrepro.datasets import pack, sources
 from ccrepro.model import build
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["own_pictures", "models"]
+PAGES = ["own_pictures", "models", "gpu"]
 QUICK = {"cluster": ["--epochs", "1", "--image-size", "16", "--checkpoint-seconds", "600"]}  # for what a test can wait
 
 
@@ -62,8 +63,24 @@ def run(line, monkeypatch, capsys):
     return printed
 
 
+@pytest.fixture
+def lent(place, monkeypatch):
+    """A packed set of 60 noisy pictures, and a queue with one small cell on them; here and there are one folder."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (60, 3, 32, 32)).astype(np.uint8), np.arange(60) % 10
+    (place / "source").write_text("made here")
+    source = sources.Bundle([place / "source"], lambda: sources.Arrays(images, labels, list("0123456789")))
+    packed = pack.write(place / "packed/cifar10", source)
+    monkeypatch.setenv("CCREPRO_DATA", str(place))
+    monkeypatch.setattr(datasets, "load", lambda name, *more: datasets.ImageSet(name, *packed))
+    cell = "{dataset: cifar10, profile: fast, backbone: small, batch_size: 16, epochs: 1}"
+    (place / "gpu.yaml").write_text(f"schedules: {{}}\nqueue:\n- {cell}\n")
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_run(page, place, monkeypatch, capsys):
+def test_commands_run(page, place, request, monkeypatch, capsys):
+    if page == "gpu":
+        request.getfixturevalue("lent")
     lines = [line for block in blocks(page, "sh") for line in block.splitlines()]
     assert lines
     for line in lines:

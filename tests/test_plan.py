@@ -93,3 +93,13 @@ def test_mistakes_are_told(root):
 )
 def test_duration_reads_well(hours, text):
     assert plan.duration(hours) == text
+
+
+def test_epochs_fill_the_minutes_but_for_what_is_kept_back():
+    own = recipe("cifar10", "paper")
+    rate = RATE | {"images_per_second": 10_000.0}  # 6 seconds an epoch
+    assert plan.epochs_within(own, 10, [rate]) == 85
+    assert plan.epochs_within(own, 0.01, [rate]) == 1
+    assert plan.epochs_within(recipe("cifar10", "paper", sample=6_000), 10, [rate]) == 850
+    with pytest.raises(ConfigError, match="resnet18, cifar stem, 32 pixels"):
+        plan.epochs_within(recipe("cifar10", "fast"), 10, [rate])

@@ -7,6 +7,7 @@ from records import record, records
 
 from ccrepro import claims, report, tables
 from ccrepro.cli import main
+from ccrepro.config import recipe
 from ccrepro.errors import ConfigError
 from ccrepro.files import atomic_write
 
@@ -134,3 +135,23 @@ def test_readme_shows_claims_figure_and_rows_that_were_run(published):
     assert "](results/figures/demo/main_results.png)" in new
     assert "STL-10 " not in new.split("### Profile")[1]
     assert new.count(tables.RULE) == new.count(claims.RULE) == 1
+
+
+def test_runs_with_other_settings_are_shown_by_themselves(root):
+    own = {
+        "dataset": "cifar10",
+        "profile": "fast",
+        "n_images": 60_000,
+        "config": vars(recipe("cifar10", "fast", epochs=9)),
+    }
+    text = f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    assert report.readme_with_results(text).split(report.BEGIN)[1].startswith("\nNo run yet.")
+    atomic_write(root / "results/tried/fast/cifar10/cc-seed0+epochs=9.json", json.dumps(record("cc", 0.7, **own)))
+    shown = report.readme_with_results(text)
+    assert "### Profile `fast`" in shown
+    assert "epochs 9 (400)" in shown
+    assert "0.700 (1); reported 0.790" in shown
+    assert "Table 2" not in shown.split("### Profile `fast`")[1].split("Verdict")[0]
+    publish(root, [record("kmeans-pixels", 0.2, dataset="cifar10", profile="fast", n_images=60_000)])
+    (part,) = [s for s in report.sections("fast") if s.title == report.TRIED]
+    assert part.frames[0][1]["ACC"].tolist() == ["0.700 (1); reported 0.790"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ccrepro import report, results, tables
+from ccrepro import report, results, run, tables
 from ccrepro.config import RECIPES, recipe
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +35,18 @@ def test_run_records_are_of_todays_recipes(path):
     assert f"{config.cell}.json" == "/".join(path.parts[-3:])
     assert record["overrides"] == {}
     assert recipe(**record["config"]).overrides() == {}
+
+
+def test_records_with_other_settings_say_which():
+    for path in (ROOT / "results/tried").rglob("*.json"):
+        record = json.loads(path.read_text())
+        config = recipe(**record["config"])
+        assert record["overrides"] == json.loads(json.dumps(config.overrides())), path
+        assert record["overrides"], f"{path}: it is today's recipe: bring it home again, and it goes to results/runs"
+        assert f"{run.run_name(config)}.json" == "/".join(path.parts[-3:])
+        assert re.fullmatch("[0-9a-f]{40}", record["commit"]), f"{path}: committed code must have made it"
+        assert record["hardware"]
+        assert sum(record["history"]["seconds"]) > 0
 
 
 def test_demo_has_three_seeds_and_beats_kmeans():

@@ -103,3 +103,8 @@ def test_run_logs_every_epoch_and_prints_now_and_then(root, patterns, tiny, caps
 def test_hardware_names_the_cpu():
     assert run.hardware(None)["cpu"]
     assert run.hardware(None)["threads"] == torch.get_num_threads()
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch):
+    monkeypatch.setattr(run, "PACKAGES", ("torch", "no-such-package"))
+    assert set(run.versions()) == {"python", "torch"}

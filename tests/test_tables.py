@@ -1,11 +1,13 @@
+import dataclasses
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
-from records import records
+from records import HARDWARE, record, records
 
 from ccrepro import tables
+from ccrepro.config import recipe
 from ccrepro.results import as_runs
 
 
@@ -146,3 +148,22 @@ def test_heads_against_kmeans_shows_the_untrained_network_too():
     frame = tables.heads_against_kmeans(made)
     assert frame.network.tolist() == ["trained", "untrained"]
     assert frame["ACC, cluster head"].tolist() == ["0.850 ± 0.071 (2)", "0.100 (1)"]
+
+
+def test_runs_with_other_settings_are_shown_with_what_differs():
+    own = {"dataset": "cifar10", "profile": "fast", "n_images": 60_000}
+    short, warm = (dataclasses.asdict(recipe("cifar10", "fast", **change)) for change in
+                   ({"epochs": 90}, {"epochs": 90, "instance_temperature": 0.2}))  # fmt: skip
+    gpu = HARDWARE | {"gpu": "a GPU"}
+    pieces = [{"seconds": 100.0}, {"seconds": 80.0}]
+    runs = [record("cc", 0.6 + 0.1 * s, s, config=short, hardware=gpu, pieces=pieces, **own) for s in range(2)]
+    runs += [record("cc", 0.5, config=warm, seconds=60.0, **own)]
+    frame = tables.tried(runs)
+    assert frame["differs (recipe)"].tolist() == [
+        "epochs 90 (400)",
+        "instance_temperature 0.2 (0.5), epochs 90 (400)",
+    ]
+    assert frame["ACC"].tolist() == ["0.650 ± 0.071 (2); reported 0.790", "0.500 (1); reported 0.790"]
+    assert frame["NMI"][1] == "0.250 (1); reported 0.705"
+    assert frame["minutes of a run"].tolist() == ["3.0, a GPU", "1.0, 1 of 2 cores of a CPU"]
+    assert tables.tried([record("no-entropy", 0.5, config=short, **own)])["ACC"][0] == "0.500 (1)"
