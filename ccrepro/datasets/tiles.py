@@ -19,7 +19,7 @@ GRID = 16  # pictures along either side of a tile
 
 
 def write(packed: Path) -> dict[str, bytes]:
-    """The files that rebuild a packed folder: its index, the head of its array, and the tiles, in their order.
+    """The files that rebuild a packed folder: its index and small arrays, the head of its images, and the tiles.
 
     Raises `DataError` for a folder without colour pictures, or with unlabeled ones.
     """
@@ -28,7 +28,7 @@ def write(packed: Path) -> dict[str, bytes]:
         what = f"{packed.name} cannot be sent: {images.shape[1]} channels, or unlabeled images beside the labeled"
         raise DataError(what, str(packed), "Colour pictures, labeled or not, but not both", "Choose another data set")
     head = (packed / "images.npy").open("rb").read(images.offset)
-    tiles = {"index.json": (packed / "index.json").read_bytes(), "head": head}
+    tiles = {path.name: path.read_bytes() for path in _small(packed)} | {"head": head}
     for start in range(0, len(images), GRID**2):
         tiles[f"{start:07d}.webp"] = _encode(images[start : start + GRID**2])
     return tiles
@@ -45,16 +45,22 @@ def read(folder: Path, packed: Path) -> pack.Packed:
     with (scratch / "images.npy").open("rb") as file:  # the head says how many pictures there are, and how large
         n, _, side, _ = _shape(file)
     _cut(scratch / "images.npy", len(head) + n * 3 * side**2)
-    files.atomic_write(scratch / "index.json", (folder / "index.json").read_bytes())
+    for path in _small(folder):
+        files.atomic_write(scratch / path.name, path.read_bytes())
     found = pack.read(scratch)
     if found is None:
         what, allowed = "the pictures differ from those that were sent", "Their SHA-256 must be that of index.json"
         raise DataError(what, str(folder), allowed, "Send them again")
     packed.mkdir(parents=True, exist_ok=True)
-    for name in ("images.npy", "index.json"):  # the index last: without it there is no packed folder
-        (scratch / name).replace(packed / name)
+    for path in [scratch / "images.npy", *_small(scratch)]:
+        path.replace(packed / path.name)
     shutil.rmtree(scratch)
     return pack.read(packed)
+
+
+def _small(folder: Path) -> list[Path]:
+    """Labels and sizes, and the index last: without it there is no packed folder."""
+    return [*sorted(path for path in folder.glob("*.npy") if path.name != "images.npy"), folder / "index.json"]
 
 
 def _shape(file: Any) -> tuple[int, ...]:
