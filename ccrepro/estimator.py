@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.metrics import adjusted_mutual_info_score
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -27,7 +27,7 @@ from ccrepro.model import ContrastiveClusteringModel
 VIEWS_SEED = 1  # of the two views that `score` compares: the same for every model
 
 
-class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
+class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
     """Cluster pictures without labels (Li et al., AAAI 2021).
 
     X, wherever it is taken, is one of: uint8 pixels, or numbers from 0 to 1, as (N, H, W), (N, H, W, 3) or
@@ -47,7 +47,7 @@ class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
     value_range : the numbers that are black and white; None is [0, 1]; "fit" takes the least and the largest of the X
         that is fitted, and cuts off later ones.
     random_state : seed of weights, order and augmentations: an int, a `numpy.random.RandomState` or None.
-    verbose : print a line now and then while training.
+    verbose : print a line per epoch while training.
 
     Attributes
     ----------
@@ -176,6 +176,7 @@ class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
 
     @property
     def _n_features_out(self) -> int:
+        """D: the columns of `transform` are named contrastiveclustering0 … D - 1."""
         return self.config_.instance_dim
 
     def __sklearn_is_fitted__(self) -> bool:

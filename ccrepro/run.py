@@ -93,7 +93,7 @@ class Run:
             lines = [line for line in self.log.read_text().splitlines() if _number(line) < epoch["epoch"]]
             files.atomic_write(self.log, "".join(f"{line}\n" for line in lines))
         with self.log.open("a") as file:
-            file.write(json.dumps(epoch) + "\n")
+            file.write(json.dumps({**epoch, "epochs": self.config.epochs}) + "\n")
 
     def _warn_of_collapse(self, epoch: Epoch) -> None:
         """Say in words when clusters die: where the entropy of the mean assignment is that of half of them or fewer."""

@@ -273,7 +273,7 @@ def test_bad_pictures_are_listed_or_left_out(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["cluster", "nowhere", "--n-clusters", "3", "--out", "out"], 3, "no folder nowhere"),
+        (["cluster", "nowhere", "--n-clusters", "3", "--out", "out"], 3, "no folder or picture nowhere"),
         (["cluster", "empty", "--n-clusters", "3", "--out", "out"], 3, "no pictures in empty"),
         (["cluster", ".", "--n-clusters", "1", "--out", "out"], 2, "n_clusters is '1'"),
         (["cluster", ".", "--n-clusters", "3", "--out", "out", "--epochs", "-1"], 2, "epochs is -1"),
