@@ -79,16 +79,16 @@ def _check_finite(x: np.ndarray) -> None:
 
 
 def fold(x: np.ndarray, shape: tuple[int, ...] | str) -> np.ndarray:
-    """Flat rows (N, F) as pictures: ``shape`` is (H, W) or (C, H, W), or ``square`` for the smallest square, with
+    """Flat rows (N, F) as pictures (N, C, H, W): ``shape`` is (H, W) or (C, H, W), or ``square`` for the smallest square, with
     zeros after the last value. Raises `PictureError` where F does not fit."""
     n, width = x.shape
     if shape == "square":
         side = max(2, int(np.ceil(np.sqrt(width))))
-        return np.pad(x, ((0, 0), (0, side * side - width))).reshape(n, side, side)
+        return np.pad(x, ((0, 0), (0, side * side - width))).reshape(n, 1, side, side)
     if np.prod(shape) != width:
         what = f"X has {width} values a row, image_shape {tuple(shape)} takes {np.prod(shape)}"
         raise PictureError(what, "X", "They must be equal", "Correct image_shape")
-    return x.reshape(n, *shape)
+    return x.reshape(n, *shape) if len(shape) == 3 else x.reshape(n, 1, *shape)
 
 
 def list_pictures(path: str | Path) -> list[Path]:
