@@ -79,8 +79,8 @@ def _check_finite(x: np.ndarray) -> None:
 
 
 def fold(x: np.ndarray, shape: tuple[int, ...] | str) -> np.ndarray:
-    """Flat rows (N, F) as pictures (N, C, H, W): ``shape`` is (H, W) or (C, H, W), or ``square`` for the smallest square, with
-    zeros after the last value. Raises `PictureError` where F does not fit."""
+    """Flat rows (N, F) as pictures (N, C, H, W): ``shape`` is (H, W) or (C, H, W), or ``square`` for the smallest
+    square, with zeros after the last value. Raises `PictureError` where F does not fit."""
     n, width = x.shape
     if shape == "square":
         side = max(2, int(np.ceil(np.sqrt(width))))
