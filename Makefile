@@ -84,7 +84,7 @@ bench: environment ## measure our speed beside the authors' way and the limit
 	@$(CCREPRO) bench
 
 lab: environment ## open the notebooks in JupyterLab
-	@$(VENV)/jupyter lab --notebook-dir=notebooks
+	@$(VENV)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 lint: environment ## check formatting, lint and that the notebooks are stripped
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/nbstripout --verify --keep-id notebooks/*.ipynb

@@ -1,9 +1,11 @@
 """Every command and every piece of Python in the how-to pages runs as it is written, on small pictures."""
 
 import io
+import os
 import re
 import shlex
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +18,12 @@ from ccrepro import checkpoint, cli, config, datasets, foreign
 from ccrepro.model import build
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["own_pictures", "models"]
-QUICK = {"cluster": ["--epochs", "1", "--image-size", "16", "--checkpoint-seconds", "600"]}  # for what a test can wait
+PAGES = ["own_pictures", "models", "results"]
+SHORT = ["--epochs", "1", "--checkpoint-seconds", "600"]  # for what a test can wait
+QUICK = {
+    "ccrepro cluster": [*SHORT, "--image-size", "16"],
+    "ccrepro train cifar10": [*SHORT, "--backbone", "small", "--batch-size", "10"],
+}
 
 
 def blocks(page, kind):
@@ -52,10 +58,11 @@ def run(line, monkeypatch, capsys):
     if pipe:
         fed = subprocess.run(before, shell=True, capture_output=True, text=True, check=True).stdout
         monkeypatch.setattr("sys.stdin", io.StringIO(fed))
-    program, name, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(command, comments=True)
     assert program == "ccrepro"
+    quick = [option for start, options in QUICK.items() if command.startswith(f"{start} ") for option in options]
     capsys.readouterr()
-    assert cli.main([name, *arguments, *QUICK.get(name, [])]) == 0, line
+    assert cli.main([*arguments, *quick]) == 0, line
     printed = capsys.readouterr().out
     if redirected:
         Path(target).write_text(printed)
@@ -74,15 +81,30 @@ def test_commands_run(page, place, monkeypatch, capsys):
         assert len((place / "predictions.jsonl").read_text().splitlines()) == 36
 
 
-def test_python_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["python", "results"])
+def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for block in blocks("python", "python"):
-        exec(compile(block, "docs/python.md", "exec"), {})
+    assert blocks(page, "python")
+    for block in blocks(page, "python"):
+        exec(compile(block, f"docs/{page}.md", "exec"), {})
 
 
-def test_job_scripts_are_shell():
-    for block in blocks("models", "slurm"):
-        assert subprocess.run(["bash", "-n"], input=block, text=True).returncode == 0
+def test_job_script_passes_sigterm_on_and_asks_for_another_turn(tmp_path):
+    (script,) = blocks("models", "slurm")
+    train = "trap 'sleep 0.2; echo saved > log; exit 143' TERM; echo $@ > started; while true; do sleep 0.05; done"
+    for name, text in ((".venv/bin/python", train), ("scontrol", "echo $@ >> log")):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"#!/bin/bash\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_JOB_ID": "71", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=os.environ | slurm) as job:
+        while not (tmp_path / "started").exists() or not (tmp_path / "started").read_text():
+            assert job.poll() is None
+            time.sleep(0.02)
+        job.terminate()
+        assert job.wait(10) == 143
+    assert (tmp_path / "started").read_text() == "-m ccrepro train cifar10 --profile paper --seed 2\n"
+    assert (tmp_path / "log").read_text() == "saved\nrequeue 71\n"
 
 
 @pytest.mark.parametrize("page", [*PAGES, "python"])
