@@ -5,11 +5,10 @@ Letters: N pictures, S side of the square they are kept at, K clusters.
 
 import io
 import json
-import math
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -31,6 +30,7 @@ from ccrepro.errors import CheckpointError, ConfigError, PictureError
 from ccrepro.estimator import view_agreement
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.run import EpochLog
 from ccrepro.train import Epoch, choose_device, start, train
 
 FEW = 1_000  # pictures, below which training from scratch is likely to lose against a pretrained start
@@ -106,9 +106,7 @@ def _classes(paths: Sequence[Path], base: Path) -> tuple[np.ndarray | None, list
     return np.array([names.index(top) for top in tops], dtype=np.int64), names
 
 
-def cluster(
-    collection: Collection, n_clusters: int, out: Path, report: "Report | None" = None, **settings: Any
-) -> Clusters:
+def cluster(collection: Collection, n_clusters: int, out: Path, **settings: Any) -> Clusters:
     """Train on a collection and cluster it. ``settings``: of `Config`.
 
     A training that was stopped in the folder ``out`` goes on; one that was finished and saved there is not repeated.
@@ -118,21 +116,28 @@ def cluster(
     before = None
     if config.pretrained:
         before = stream.outputs(start(config, data).model, data.images, config.image_size).h
-    report = report or Report(out, f"K={n_clusters}")
-    model, seconds = _finished(collection, config, out) or _trained(collection, config, out, report)
+    model, seconds = _finished(collection, config, out) or _trained(collection, config, out)
     found = stream.outputs(model, data.images, config.image_size)
     again = kmeans(found.z if before is None else before, config.n_clusters, config.seed)
     agreement = view_agreement(model, config, data.images)
     return Clusters(config, model, found.p.argmax(1), found.p.max(1), again, agreement, seconds)
 
 
-def _trained(
-    collection: Collection, config: Config, out: Path, report: "Report"
-) -> tuple[ContrastiveClusteringModel, float]:
+def _trained(collection: Collection, config: Config, out: Path) -> tuple[ContrastiveClusteringModel, float]:
     """The model, and the seconds that it took here."""
-    began = time.monotonic()
-    checkpoints = Checkpoints(_training(out), config.checkpoint_seconds)
-    model, _ = train(config, collection.data, report.of(config), checkpoints)
+    name, started = f"K={config.n_clusters}", " from ImageNet" if config.pretrained else ""
+    print(
+        f"{name}: network {config.backbone}{started}, views of {config.image_size}×{config.image_size} pixels, "
+        f"batches of {config.batch_size}, {config.epochs} epochs on {choose_device(config).type}",
+        flush=True,
+    )
+    began, log = time.monotonic(), EpochLog(out / "log.jsonl", name, config.epochs)
+
+    def report(epoch: Epoch, model: ContrastiveClusteringModel) -> None:
+        if epoch["epoch"]:  # 0 is before the first step, and has no numbers
+            log.write(epoch)
+
+    model, _ = train(config, collection.data, report, Checkpoints(_training(out), config.checkpoint_seconds))
     return model, time.monotonic() - began
 
 
@@ -152,43 +157,6 @@ def _finished(collection: Collection, config: Config, out: Path) -> tuple[Contra
 def _training(out: Path) -> Path:
     """Where checkpoints lie until the model is saved."""
     return out / "training"
-
-
-class Report:
-    """A JSON line per epoch in ``OUT/log.jsonl``, and on the terminal a line now and then with the time left."""
-
-    def __init__(self, out: Path, title: str, every_seconds: float = 10):
-        self.log, self.title, self.every = out / "log.jsonl", title, every_seconds
-        self.printed, self.first, self.began = -math.inf, None, time.monotonic()
-
-    def of(self, config: Config) -> Callable[[Epoch, ContrastiveClusteringModel], None]:
-        self.total = config.epochs
-        print(
-            f"{self.title}: network {config.backbone}{' from ImageNet' if config.pretrained else ''}, views of "
-            f"{config.image_size}×{config.image_size} pixels, batches of {config.batch_size}, {config.epochs} epochs "
-            f"on {choose_device(config).type}",
-            flush=True,
-        )
-        return self
-
-    def __call__(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
-        number, now = epoch["epoch"], time.monotonic()
-        if number == 0:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            self.log.write_text("")
-            return
-        with self.log.open("a") as file:
-            file.write(json.dumps({**epoch, "epochs": self.total}) + "\n")
-        self.first = number if self.first is None else self.first
-        if now - self.printed < self.every and number < self.total:
-            return
-        self.printed = now
-        rate = (now - self.began) / (number - self.first + 1)
-        print(
-            f"{self.title}: epoch {number}/{self.total}  loss {epoch['loss']:.3f}  "
-            f"clusters used {math.exp(epoch['entropy']):.1f}  {rate * (self.total - number):.0f} s left",
-            flush=True,
-        )
 
 
 def table(collection: Collection, found: Clusters) -> pd.DataFrame:

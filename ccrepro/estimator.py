@@ -97,18 +97,12 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     def partial_fit(self, X: ArrayLike, y: None = None) -> Self:
         """One more epoch, over X. The first call sets model and optimizer up; X may be other pictures each time, and
         must fill a batch. The learning rate stays at that of the first epoch, since nobody knows the last."""
-        first = not hasattr(self, "state_")
-        data = self._as_set(self._fittable(X, reset=not hasattr(self, "config_")))
-        if not hasattr(self, "config_"):
+        fresh = not hasattr(self, "config_")
+        data = self._as_set(self._fittable(X, reset=fresh))
+        if fresh:
             self._start(data)
-        if first:
-            self.state_ = train.start(self.config_, data)
-            if hasattr(self, "model_"):
-                self.state_.model.load_state_dict(self.model_.state_dict())
-            self.state_.epoch, self.state_.history = (
-                self.__dict__.get("n_iter_", 0),
-                list(getattr(self, "history_", [])),
-            )
+        if not hasattr(self, "state_"):
+            self.state_ = self._state(data)
         config, state = self.config_, self.state_
         if len(data.images) < config.batch_size:
             what = f"{len(data.images)} pictures do not fill a batch of {config.batch_size}"
@@ -216,6 +210,15 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         )
         for name in ("model_", "state_", "history_", "labels_"):
             self.__dict__.pop(name, None)
+
+    def _state(self, data: ImageSet) -> train.State:
+        """Of the training, where it begins; or, after `fit` or `load`, where these ended, with a new optimizer."""
+        state = train.start(self.config_, data)
+        if hasattr(self, "model_"):
+            state.model.load_state_dict(self.model_.state_dict())
+        state.history = list(getattr(self, "history_", []))
+        state.epoch = len(state.history)
+        return state
 
     def _finish(self, model: ContrastiveClusteringModel, data: ImageSet) -> Self:
         self.model_ = model.eval()

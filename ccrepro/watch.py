@@ -37,15 +37,14 @@ def newest_log(folder: Path) -> Path:
 
 
 def read_log(log: Path) -> list[dict[str, Any]]:
-    """The epochs of a log, each once, as it was written last; a line that is being written is left out."""
-    epochs = {}
+    """The epochs of a log; a line that is being written is left out."""
+    epochs = []
     for line in log.read_text().splitlines():
         try:
-            epoch = json.loads(line)
+            epochs.append(json.loads(line))
         except ValueError:
             break
-        epochs[epoch["epoch"]] = epoch
-    return list(epochs.values())
+    return epochs
 
 
 def done(folder: Path, epochs: list[dict[str, Any]]) -> bool:

@@ -84,7 +84,8 @@ def page(lab: Lab, notebook: str, theme: str) -> Iterator[Any]:
     profile = tempfile.mkdtemp()
     for option in [*OPTIONS.split(), "--window-size=1400,1000", f"--user-data-dir={profile}"]:
         options.add_argument(option)
-    browser = webdriver.Chrome(options=options)
+    options.binary_location = shutil.which("chromium")
+    browser = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     try:
         browser.get(f"{lab.url}/lab/tree/{notebook}?token={lab.token}&reset")
         until("cells are there", lambda: browser.find_elements("css selector", ".jp-Notebook .jp-Cell"))

@@ -311,6 +311,25 @@ def test_a_second_process_on_the_same_results_is_told(photos, tmp_path, capsys):
     assert "is at work on this run" in line
 
 
+def test_a_model_without_a_trained_cluster_head_is_scored_by_kmeans_alone(root, tmp_path, capsys):
+    from ccrepro import checkpoint
+    from ccrepro.model import build
+
+    settings = config.recipe("digits", variant="instance-only")
+    model = str(checkpoint.save_model(build(settings, 1), settings, tmp_path / "m.safetensors"))
+    assert main(["evaluate", model]) == 0
+    assert re.findall(r"digits, (.*?):", capsys.readouterr().out) == ["k-means on features"]
+    code, line = error_of(capsys, "predict", model, tmp_path)
+    assert code == 2
+    assert "Its cluster head was not trained" in line
+
+
+def test_progress_says_how_far_and_how_long():
+    timing = stream.Timing(images=200, started=time.perf_counter() - 20)
+    assert timing.so_far(1_000) == "200 pictures of 1,000, 80 s left, 10.0 a second"
+    assert timing.so_far(None) == "200 pictures, 10.0 a second"
+
+
 def test_evaluate_scores_a_run_as_its_record_did(root, tiny, digits, capsys):
     from ccrepro import run, train
 
@@ -360,7 +379,7 @@ def test_watch_shows_the_last_epoch_and_the_curve(clustered, tmp_path, capsys):
     assert "epoch 25/25" in printed
     log = (clustered / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in log] == list(range(1, 26))
-    (tmp_path / "log.jsonl").write_text("\n".join([*log[:3], log[1], log[2][:30]]))
+    (tmp_path / "log.jsonl").write_text("\n".join([*log[:3], log[3][:30]]))
     assert [e["epoch"] for e in watch.read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
     assert main(["watch", str(tmp_path), "--once"]) == 0
 
