@@ -80,7 +80,7 @@ results/notebooks/$(PROFILE)/%.ipynb: FORCE | environment
 	@$(CCREPRO) notebook notebooks/$*.ipynb $@ profile=$(PROFILE)
 
 test: environment ## run the tests
-	@$(VENV)/python -m pytest
+	@$(VENV)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 torture: environment ## kill, damage and mislead it on purpose, and count what is lost (some twenty minutes)
 	@$(VENV)/python tests/torture.py
@@ -95,7 +95,7 @@ gpu-home: environment ## bring home what came back from it: FROM="its folders"
 	@$(CCREPRO) away home $(FROM)
 
 lab: environment ## open the notebooks in JupyterLab
-	@$(VENV)/jupyter lab --notebook-dir=notebooks
+	@$(VENV)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 lint: environment ## check formatting, lint and that the notebooks are stripped
 	@$(VENV)/ruff check . && $(VENV)/ruff format --check . && $(VENV)/nbstripout --verify --keep-id notebooks/*.ipynb

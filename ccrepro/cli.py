@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import itertools
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,11 +16,18 @@ from ccrepro.config import OWN, RECIPES, Config, read_settings, recipe
 from ccrepro.errors import CcreproError, ConfigError, unknown
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the default of an option, where it has one that says something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default else action.help
+
+
 class Parser(argparse.ArgumentParser):
     """argparse whose errors are ours, and which takes no abbreviated options."""
 
     def __init__(self, **kwargs: Any):
-        super().__init__(allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter, **kwargs)
+        super().__init__(allow_abbrev=False, formatter_class=Help, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(message, "command line", f"See {self.prog} --help", "Correct the command")
@@ -31,12 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parse(arguments)
         options.command(options)
+        sys.stdout.flush()
         return 0
     except CcreproError as error:
         if "--debug" in arguments:
             raise
         print(f"ccrepro: error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # who read our lines has gone: `ccrepro predict ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
+        return 141
+    except OSError as error:
+        if "--debug" in arguments:
+            raise
+        what, where = error.strerror or error, error.filename or "the file system"
+        print(f"ccrepro: error: {what} ({where}). It must be usable. Correct the path or its rights.", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print(
             "ccrepro: error: stopped by Ctrl-C (outside training). Nothing was half-written. Run it again.",
@@ -145,8 +163,11 @@ def _add_pictures(add: Callable[..., Parser]) -> None:
     cluster.add_argument("--n-clusters", required=True, metavar="K", help="10; or 2:20 tries each and suggests one")
     cluster.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
     cluster.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
-    fixed = ("dataset", "profile", "variant", "n_clusters", "baseline", "unlabeled", "sample")
-    _add_options(cluster, [f for f in dataclasses.fields(Config) if f.name not in fixed])
+    fixed = ("dataset", "profile", "variant", "n_clusters", "baseline", "unlabeled", "sample", "devices", "nodes")
+    text = "of the training; those left out are chosen by the number of pictures and their size"
+    settings = cluster.add_argument_group("settings", text)
+    _add_options(settings, [f for f in dataclasses.fields(Config) if f.name not in fixed])
+    cluster.usage = "%(prog)s FOLDER --n-clusters K --out DIR [--skip-bad] [--SETTING X ...]"
     predict = add("predict", _predict, "the cluster of each picture, one JSON line each as soon as it is known")
     embed = add("embed", _embed, "the features of each picture, to one .npz or .parquet file")
     for command in (predict, embed):
@@ -195,7 +216,7 @@ def _add_settings(command: Parser) -> None:
     command.add_argument("--settings", metavar="FILE", help="YAML file of settings; options on the command line win")
 
 
-def _add_options(command: Parser, fields: Sequence[dataclasses.Field]) -> None:
+def _add_options(command: argparse._ActionsContainer, fields: Sequence[dataclasses.Field]) -> None:
     for f in fields:
         text = f"{f.metadata['doc']} ({f.metadata['rule'].allowed})".replace("%", "%%")
         command.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="X", help=text)

@@ -5,10 +5,10 @@ Letters: N pictures, S side of the square they are kept at, K clusters.
 
 import io
 import json
-import math
+import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import repeat
@@ -21,18 +21,20 @@ from sklearn.metrics import adjusted_mutual_info_score
 
 from ccrepro import files, stream
 from ccrepro.baselines import kmeans
-from ccrepro.checkpoint import Checkpoints, save_model
+from ccrepro.checkpoint import Checkpoints, load_model, save_model
 from ccrepro.config import Config, own_recipe
 from ccrepro.datasets import ImageSet, own, pack
 from ccrepro.datasets.decode import BadImage
 from ccrepro.datasets.sources import Files
-from ccrepro.errors import ConfigError, PictureError
+from ccrepro.errors import CheckpointError, ConfigError, PictureError
 from ccrepro.estimator import view_agreement
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.run import EpochLog
 from ccrepro.train import Epoch, choose_device, start, train
 
 FEW = 1_000  # pictures, below which training from scratch is likely to lose against a pretrained start
+FIRM = 0.5  # agreement of views, below which a suggested K is called a hint
 
 
 @dataclass(frozen=True)
@@ -104,61 +106,57 @@ def _classes(paths: Sequence[Path], base: Path) -> tuple[np.ndarray | None, list
     return np.array([names.index(top) for top in tops], dtype=np.int64), names
 
 
-def cluster(
-    collection: Collection, n_clusters: int, out: Path, report: "Report | None" = None, **settings: Any
-) -> Clusters:
-    """Train on a collection, or go on where an earlier call was stopped, and cluster it. ``settings``: of `Config`."""
+def cluster(collection: Collection, n_clusters: int, out: Path, **settings: Any) -> Clusters:
+    """Train on a collection and cluster it. ``settings``: of `Config`.
+
+    A training that was stopped in the folder ``out`` goes on; one that was finished and saved there is not repeated.
+    """
     data = collection.data
     config = own_recipe(n_clusters, len(data.images), data.images.shape[1:], **settings)
-    began, report = time.monotonic(), report or Report(out, f"K={n_clusters}")
     before = None
     if config.pretrained:
         before = stream.outputs(start(config, data).model, data.images, config.image_size).h
-    checkpoints = Checkpoints(out / "training", config.checkpoint_seconds)
-    model, _ = train(config, data, report.of(config), checkpoints)
+    model, seconds = _finished(collection, config, out) or _trained(collection, config, out)
     found = stream.outputs(model, data.images, config.image_size)
     again = kmeans(found.z if before is None else before, config.n_clusters, config.seed)
     agreement = view_agreement(model, config, data.images)
-    checkpoints.clear()
-    p, seconds = found.p, time.monotonic() - began
-    return Clusters(config, model, p.argmax(1), p.max(1), again, agreement, seconds)
+    return Clusters(config, model, found.p.argmax(1), found.p.max(1), again, agreement, seconds)
 
 
-class Report:
-    """A JSON line per epoch in ``OUT/log.jsonl``, and on the terminal a line now and then with the time left."""
+def _trained(collection: Collection, config: Config, out: Path) -> tuple[ContrastiveClusteringModel, float]:
+    """The model, and the seconds that it took here."""
+    name, started = f"K={config.n_clusters}", " from ImageNet" if config.pretrained else ""
+    print(
+        f"{name}: network {config.backbone}{started}, views of {config.image_size}×{config.image_size} pixels, "
+        f"batches of {config.batch_size}, {config.epochs} epochs on {choose_device(config).type}",
+        flush=True,
+    )
+    began, log = time.monotonic(), EpochLog(out / "log.jsonl", name, config.epochs)
 
-    def __init__(self, out: Path, title: str, every_seconds: float = 10):
-        self.log, self.title, self.every = out / "log.jsonl", title, every_seconds
-        self.printed, self.first, self.began = -math.inf, None, time.monotonic()
+    def report(epoch: Epoch, model: ContrastiveClusteringModel) -> None:
+        if epoch["epoch"]:  # 0 is before the first step, and has no numbers
+            log.write(epoch)
 
-    def of(self, config: Config) -> Callable[[Epoch, ContrastiveClusteringModel], None]:
-        self.total = config.epochs
-        print(
-            f"{self.title}: {config.backbone}{' from ImageNet' if config.pretrained else ''}, {config.image_size}×"
-            f"{config.image_size} pixels, batches of {config.batch_size}, {config.epochs} epochs on "
-            f"{choose_device(config).type}",
-            flush=True,
-        )
-        return self
+    model, _ = train(config, collection.data, report, Checkpoints(_training(out), config.checkpoint_seconds))
+    return model, time.monotonic() - began
 
-    def __call__(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
-        number, now = epoch["epoch"], time.monotonic()
-        if number == 0:
-            self.log.parent.mkdir(parents=True, exist_ok=True)
-            self.log.write_text("")
-            return
-        with self.log.open("a") as file:
-            file.write(json.dumps({**epoch, "epochs": self.total}) + "\n")
-        self.first = number if self.first is None else self.first
-        if now - self.printed < self.every and number < self.total:
-            return
-        self.printed = now
-        rate = (now - self.began) / (number - self.first + 1)
-        print(
-            f"{self.title}: epoch {number}/{self.total}  loss {epoch['loss']:.3f}  "
-            f"clusters used {math.exp(epoch['entropy']):.1f}  {rate * (self.total - number):.0f} s left",
-            flush=True,
-        )
+
+def _finished(collection: Collection, config: Config, out: Path) -> tuple[ContrastiveClusteringModel, float] | None:
+    """What `save` wrote of the same pictures under the same settings, or None."""
+    path = out / "model.safetensors"
+    try:
+        model, saved, about = load_model(path)
+    except CheckpointError:  # none there, or damaged: trained anew
+        return None
+    if about.get("pictures") != collection.data.sha256 or saved.differences(config):
+        return None
+    print(f"K={config.n_clusters}: trained before; remove {path} to train anew", flush=True)
+    return model.to(choose_device(config)), about["seconds"]
+
+
+def _training(out: Path) -> Path:
+    """Where checkpoints lie until the model is saved."""
+    return out / "training"
 
 
 def table(collection: Collection, found: Clusters) -> pd.DataFrame:
@@ -168,10 +166,12 @@ def table(collection: Collection, found: Clusters) -> pd.DataFrame:
 
 
 def save(collection: Collection, found: Clusters, out: Path) -> None:
-    """Write clusters.csv, summary.json and model.safetensors into a folder."""
+    """Write clusters.csv, summary.json and model.safetensors into a folder, and drop the checkpoints there."""
     files.atomic_write(out / "clusters.csv", table(collection, found).to_csv(index=False))
     files.atomic_write(out / "summary.json", json.dumps(summary(collection, found), indent=1) + "\n")
-    save_model(found.model, found.config, out / "model.safetensors", side=collection.side)
+    facts = {"side": collection.side, "pictures": collection.data.sha256, "seconds": found.seconds}
+    save_model(found.model, found.config, out / "model.safetensors", **facts)
+    shutil.rmtree(_training(out), ignore_errors=True)
 
 
 def summary(collection: Collection, found: Clusters) -> dict[str, Any]:
@@ -230,8 +230,8 @@ def parse_clusters(text: str) -> list[int]:
 def sweep(
     collection: Collection, numbers: Iterable[int], out: Path, **settings: Any
 ) -> tuple[pd.DataFrame, dict[int, Clusters]]:
-    """One training for each K. Returns what is measured of each, without labels, and its clusters; sweep.csv grows as
-    they are done.
+    """One training for each K, saved below ``out/sweep``. Returns what is measured of each, without labels, and its
+    clusters; sweep.csv grows as they are done.
 
     Columns: n_clusters; used (clusters with a picture); agreement of the clusters of two augmented views; agreement
     with k-means on the features; smallest and largest cluster.
@@ -241,7 +241,9 @@ def sweep(
         if place:
             left = (time.monotonic() - began) / place * (len(numbers) - place)
             print(f"K={k}: number {place + 1} of {len(numbers)}, {left:.0f} s left for all", flush=True)
-        found = done[k] = cluster(collection, k, out / "sweep" / f"{k:03d}", **settings)
+        folder = out / "sweep" / f"{k:03d}"
+        found = done[k] = cluster(collection, k, folder, **settings)
+        save(collection, found, folder)
         facts = summary(collection, found)
         row = {"n_clusters": k, "used": sum(n > 0 for n in facts["sizes"]), "agreement": facts["agreement_of_views"]}
         row |= {"with_kmeans": facts["agreement_with_kmeans"], "smallest": min(facts["sizes"])}
@@ -251,38 +253,63 @@ def sweep(
 
 
 def suggest(measured: pd.DataFrame) -> tuple[int, str]:
-    """A number of clusters, from `sweep`'s measurements, and why: the K whose clusters agree best, both across views
-    and with k-means."""
-    both = measured.agreement * measured.with_kmeans.clip(lower=0)
+    """A number of clusters, from `sweep`'s measurements, and why: the K where the product of the two agreements, of two
+    views and with k-means, is largest."""
+    both = product(measured)
     best = measured.loc[both.idxmax()]
     near = measured[(both >= 0.95 * both.max()) & (measured.n_clusters != best.n_clusters)].n_clusters.tolist()
     reason = (
-        f"two augmented views of a picture fall into the same cluster most consistently there (agreement "
-        f"{best.agreement:.2f}), and k-means on the features finds the same groups (agreement {best.with_kmeans:.2f}); "
-        "both are corrected for chance, and their product is largest"
+        f"the product of two agreements is largest there: of the clusters of two augmented views "
+        f"({best.agreement:.2f}), and of the clusters with k-means on the features ({best.with_kmeans:.2f}); "
+        "each is 1 always, 0 by chance"
     )
     reason += f". Nearly as good: {', '.join(map(str, near))}" if near else ""
+    if best.agreement < FIRM:
+        reason += ". Views agree so little that this is a hint at most: no K tried divides these pictures firmly"
     return int(best.n_clusters), reason
+
+
+def product(measured: pd.DataFrame) -> pd.Series:
+    """Agreement of views times agreement with k-means, for each K of a sweep; 0 where one is below chance."""
+    return measured.agreement.clip(lower=0) * measured.with_kmeans.clip(lower=0)
 
 
 def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings: dict[str, Any]) -> None:
     """Cluster a folder into ``out``: clusters.csv, summary.json, model.safetensors, index.html, sheets/. With several
-    numbers of clusters also sweep.csv and sweep.png; the rest is then of the number suggested."""
-    from ccrepro import gallery, plots  # late: matplotlib takes a second
+    numbers of clusters also sweep.csv, sweep.png and sweep/; the rest is then of the number suggested.
+
+    Raises `LockedError` where another process writes to ``out``.
+    """
+    from ccrepro import gallery  # late, as it needs this module
 
     numbers, out = parse_clusters(n_clusters), Path(out)
-    collection = read(folder, out / "packed", skip_bad)
-    print(f"{len(collection.paths):,} pictures, kept at {collection.side}×{collection.side} pixels", flush=True)
-    if len(numbers) == 1:
-        found = cluster(collection, numbers[0], out, **settings)
-    else:
-        measured, done = sweep(collection, numbers, out, **settings)
-        suggested, reason = suggest(measured)
-        found = done[suggested]
-        buffer = io.BytesIO()
-        plots.cluster_numbers(suggested, measured).savefig(buffer, format="png", dpi=160)
-        files.atomic_write(out / "sweep.png", buffer.getvalue())
-        print(f"{measured.to_string(index=False)}\nsuggested: K={suggested}: {reason}. See {out / 'sweep.png'}")
-    save(collection, found, out)
-    page = gallery.write(collection, found, out)
+    own.list_pictures(folder)  # a folder without any is told before anything is made
+    if out.resolve().is_relative_to(Path(folder).resolve()):
+        what, allowed = f"{out} lies in {folder}", "Its sheets would be taken for pictures the next time"
+        raise ConfigError(what, "--out", allowed, "Choose a folder outside")
+    with files.lock(_training(out)):
+        collection = read(folder, out / "packed", skip_bad)
+        print(f"{len(collection.paths):,} pictures, kept at {collection.side}×{collection.side} pixels", flush=True)
+        own_recipe(
+            max(numbers), len(collection.paths), collection.data.images.shape[1:], **settings
+        )  # or it fails late
+        if len(numbers) == 1:
+            found, reason = cluster(collection, numbers[0], out, **settings), ""
+        else:
+            found, reason = _suggested(collection, numbers, out, **settings)
+        save(collection, found, out)
+        page = gallery.write(collection, found, out, reason)
     print(f"{described(summary(collection, found))}\n-> {out / 'clusters.csv'}, {page}")
+
+
+def _suggested(collection: Collection, numbers: Sequence[int], out: Path, **settings: Any) -> tuple[Clusters, str]:
+    """The clusters of the K that a sweep suggests, and why; with the plot of all."""
+    from ccrepro import plots  # late: matplotlib takes a second
+
+    measured, done = sweep(collection, numbers, out, **settings)
+    suggested, reason = suggest(measured)
+    buffer = io.BytesIO()
+    plots.cluster_numbers(suggested, measured.assign(product=product(measured))).savefig(buffer, format="png", dpi=160)
+    files.atomic_write(out / "sweep.png", buffer.getvalue())
+    print(f"{measured.to_string(index=False)}\nsuggested: K={suggested}: {reason}. See {out / 'sweep.png'}")
+    return done[suggested], reason

@@ -306,6 +306,8 @@ def own_recipe(n_clusters: int, n_images: int, shape: tuple[int, int, int], **ov
 
     Pictures of up to 64 pixels are seen as they are, through the 3×3 stem; larger ones at 128, through ImageNet's. A
     batch is an eighth of the images, from 32 to 256 of them, and the learning rate is proportional to it.
+
+    Raises `ConfigError` as `recipe` does, and where the cluster head would not be trained.
     """
     side, batch = min(shape[1:]), overrides.get("batch_size") or min(n_images, max(32, min(256, n_images // 8)))
     small, pretrained = side <= 64, overrides.get("pretrained", "")
@@ -316,6 +318,9 @@ def own_recipe(n_clusters: int, n_images: int, shape: tuple[int, int, int], **ov
     if pretrained:
         settings |= {"lr": settings["lr"] / 10, "epochs": 30}  # so that the start is not lost in the first steps
     config = recipe(OWN, OWN, n_clusters=n_clusters, **{**settings, **overrides})
+    if config.heads == "instance":
+        allowed = "The clusters are the cluster head's, which is not trained then"
+        raise ConfigError("heads is instance", "setting heads", allowed, "Use heads=both")
     check_fits(config, n_images, "the collection")
     return config
 

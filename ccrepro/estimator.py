@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
-from sklearn.base import BaseEstimator, ClusterMixin, TransformerMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.metrics import adjusted_mutual_info_score
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -27,7 +27,7 @@ from ccrepro.model import ContrastiveClusteringModel
 VIEWS_SEED = 1  # of the two views that `score` compares: the same for every model
 
 
-class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
+class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
     """Cluster pictures without labels (Li et al., AAAI 2021).
 
     X, wherever it is taken, is one of: uint8 pixels, or numbers from 0 to 1, as (N, H, W), (N, H, W, 3) or
@@ -47,7 +47,7 @@ class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
     value_range : the numbers that are black and white; None is [0, 1]; "fit" takes the least and the largest of the X
         that is fitted, and cuts off later ones.
     random_state : seed of weights, order and augmentations: an int, a `numpy.random.RandomState` or None.
-    verbose : print a line now and then while training.
+    verbose : print a line per epoch while training.
 
     Attributes
     ----------
@@ -97,18 +97,12 @@ class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
     def partial_fit(self, X: ArrayLike, y: None = None) -> Self:
         """One more epoch, over X. The first call sets model and optimizer up; X may be other pictures each time, and
         must fill a batch. The learning rate stays at that of the first epoch, since nobody knows the last."""
-        first = not hasattr(self, "state_")
-        data = self._as_set(self._fittable(X, reset=not hasattr(self, "config_")))
-        if not hasattr(self, "config_"):
+        fresh = not hasattr(self, "config_")
+        data = self._as_set(self._fittable(X, reset=fresh))
+        if fresh:
             self._start(data)
-        if first:
-            self.state_ = train.start(self.config_, data)
-            if hasattr(self, "model_"):
-                self.state_.model.load_state_dict(self.model_.state_dict())
-            self.state_.epoch, self.state_.history = (
-                self.__dict__.get("n_iter_", 0),
-                list(getattr(self, "history_", [])),
-            )
+        if not hasattr(self, "state_"):
+            self.state_ = self._state(data)
         config, state = self.config_, self.state_
         if len(data.images) < config.batch_size:
             what = f"{len(data.images)} pictures do not fill a batch of {config.batch_size}"
@@ -176,6 +170,7 @@ class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
 
     @property
     def _n_features_out(self) -> int:
+        """D: the columns of `transform` are named contrastiveclustering0 … D - 1."""
         return self.config_.instance_dim
 
     def __sklearn_is_fitted__(self) -> bool:
@@ -215,6 +210,15 @@ class ContrastiveClustering(ClusterMixin, TransformerMixin, BaseEstimator):
         )
         for name in ("model_", "state_", "history_", "labels_"):
             self.__dict__.pop(name, None)
+
+    def _state(self, data: ImageSet) -> train.State:
+        """Of the training, where it begins; or, after `fit` or `load`, where these ended, with a new optimizer."""
+        state = train.start(self.config_, data)
+        if hasattr(self, "model_"):
+            state.model.load_state_dict(self.model_.state_dict())
+        state.history = list(getattr(self, "history_", []))
+        state.epoch = len(state.history)
+        return state
 
     def _finish(self, model: ContrastiveClusteringModel, data: ImageSet) -> Self:
         self.model_ = model.eval()

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import urllib.parse
 from pathlib import Path
 
@@ -17,8 +18,13 @@ GAP, HEAD = 4, 40
 THUMB = 160  # side of the gallery's small pictures
 
 
-def write(collection: Collection, found: Clusters, out: Path) -> Path:
-    """Write ``index.html`` with ``thumbs/``, and ``sheets/cluster-NN.png``, into a folder; returns the page."""
+def write(collection: Collection, found: Clusters, out: Path, reason: str = "") -> Path:
+    """Write ``index.html`` with ``thumbs/``, and ``sheets/cluster-NN.png``, into a folder; returns the page.
+
+    ``reason``: why this number of clusters was suggested, where a sweep chose it.
+    """
+    for stale in ("sheets", "thumbs"):  # of earlier clusters
+        shutil.rmtree(out / stale, ignore_errors=True)
     order = np.lexsort((-found.confidence, found.cluster))  # by cluster, surest first
     groups = [order[found.cluster[order] == k] for k in range(found.config.n_clusters)]
     for k, rows in enumerate(groups):
@@ -30,8 +36,7 @@ def write(collection: Collection, found: Clusters, out: Path) -> Path:
     (out / "thumbs").mkdir(exist_ok=True)
     for row, (image, size) in enumerate(zip(collection.data.images, collection.data.sizes, strict=True)):
         _picture(image, size, THUMB).save(out / "thumbs" / f"{row:06d}.jpg", quality=85)
-    page = _page(collection, found, groups, out)
-    return files.atomic_write(out / "index.html", page)
+    return files.atomic_write(out / "index.html", _page(collection, found, groups, out, reason))
 
 
 def sheet_path(out: Path, cluster: int) -> Path:
@@ -67,7 +72,7 @@ def _title(cluster: int, rows: np.ndarray, found: Clusters) -> str:
     )
 
 
-def _page(collection: Collection, found: Clusters, groups: list[np.ndarray], out: Path) -> str:
+def _page(collection: Collection, found: Clusters, groups: list[np.ndarray], out: Path, reason: str) -> str:
     environment = jinja2.Environment(loader=jinja2.PackageLoader("ccrepro", "."), autoescape=True, trim_blocks=True)
     base = os.path.relpath(collection.folder.resolve(), out.resolve())
     clusters = [
@@ -89,5 +94,10 @@ def _page(collection: Collection, found: Clusters, groups: list[np.ndarray], out
     ]
     name = collection.folder.resolve().name
     return environment.get_template("gallery.html.j2").render(
-        name=name, clusters=clusters, total=len(found.cluster), agreement=found.agreement
+        name=name,
+        clusters=clusters,
+        n_clusters=found.config.n_clusters,
+        total=len(found.cluster),
+        agreement=found.agreement,
+        reason=reason,
     )

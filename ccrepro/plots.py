@@ -375,18 +375,24 @@ def _run_title(record: dict[str, Any]) -> str:
 
 @figure
 def cluster_numbers(suggested: int, measured: pd.DataFrame) -> Figure:
-    """What a sweep over K measured without labels, and the K that it suggests."""
-    result, axes = plt.subplots(1, 2, figsize=(9, 3.4))
-    names = {"agreement": "clusters of two views", "with_kmeans": "clusters and k-means on the features"}
-    for color, (name, label) in zip(COLORS, names.items(), strict=False):
+    """What a sweep over K measured without labels, with the ``product`` that decides, and the K that it suggests."""
+    result, axes = plt.subplots(1, 2, figsize=(9, 4.2))
+    names = {
+        "agreement": "clusters of two augmented views",
+        "with_kmeans": "clusters and k-means on the features",
+        "product": "product of the two: its largest value decides",
+    }
+    for color, (name, label) in zip([*COLORS[:2], "black"], names.items(), strict=True):
         axes[0].plot(measured.n_clusters, measured[name], "o-", color=color, label=label)
     axes[0].set(ylabel="adjusted mutual information", title="agreement (1 always, 0 by chance)")
-    axes[1].plot(measured.n_clusters, measured.largest, "o-", color=COLORS[2], label="largest")
-    axes[1].plot(measured.n_clusters, measured.smallest, "o-", color=COLORS[3], label="smallest")
+    axes[0].set_ylim(min(0, axes[0].get_ylim()[0]), 1)
+    axes[1].plot(measured.n_clusters, measured.largest, "o-", color=COLORS[2], label="largest cluster")
+    axes[1].plot(measured.n_clusters, measured.smallest, "o-", color=COLORS[3], label="smallest cluster")
     axes[1].set(ylabel="pictures", title="sizes of the clusters")
+    axes[1].set_ylim(bottom=0)
     for axis in axes:
         axis.axvline(suggested, color="0.5", ls="--", lw=1, label=f"suggested: K = {suggested}")
         axis.set(xlabel="number of clusters K")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(fontsize=8)
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     return result

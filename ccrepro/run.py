@@ -40,6 +40,42 @@ PICTURED = (0.0, 0.02, 0.05, 0.1, 0.3, 1.0)
 SCORED = 20  # times that a run is scored on its way, evenly spaced
 
 
+class EpochLog:
+    """A JSON line per epoch in a file, and on the terminal a line now and then with the time left.
+
+    A training that is taken up again writes some epochs a second time: their first lines, and one that was cut off, are
+    dropped. ``clusters``: show how many are in use, the exponential of the entropy of the mean assignment.
+    """
+
+    def __init__(self, path: Path, name: str, epochs: int, clusters: bool = True, every_seconds: float = 10):
+        self.path, self.name, self.epochs, self.clusters, self.every = path, name, epochs, clusters, every_seconds
+        self.start, self.printed = time.monotonic(), -math.inf
+        self.first = math.inf  # the first epoch written here
+
+    def write(self, epoch: Epoch) -> None:
+        number, now = epoch["epoch"], time.monotonic()
+        if self.first == math.inf:
+            self._drop_from(number)
+        with self.path.open("a") as file:
+            file.write(json.dumps({**epoch, "epochs": self.epochs}) + "\n")
+        self.first = min(self.first, number)
+        if now - self.printed < self.every and number < self.epochs:
+            return
+        self.printed = now
+        rate = (now - self.start) / (number - self.first + 1)
+        used = f"clusters used {math.exp(epoch['entropy']):.1f}  " if self.clusters else ""
+        print(
+            f"{self.name}  epoch {number}/{self.epochs}  loss {epoch['loss']:.3f}  {used}"
+            f"{rate:.2f} s/epoch  {rate * (self.epochs - number):.0f} s left",
+            flush=True,
+        )
+
+    def _drop_from(self, number: int) -> None:
+        """Keep the lines of earlier epochs alone."""
+        lines = self.path.read_text().splitlines() if self.path.exists() else []
+        files.atomic_write(self.path, "".join(f"{line}\n" for line in lines if _number(line) < number))
+
+
 class Run:
     """The folder of one run, held by this process alone: its checkpoints, a JSON line per epoch, the clustering at some
     epochs, and at the end the record.
@@ -58,14 +94,14 @@ class Run:
         every_seconds: float = 10,
     ):
         self.config, self.data, self.results = config, data, files.ROOT / results_dir
-        self.every, self.printed, self.start = every_seconds, -math.inf, time.monotonic()
-        self.first, self.collapsed = math.inf, False  # the first epoch reported here; clusters have died
+        self.start, self.collapsed = time.monotonic(), False  # whether clusters have died
         self.folder = run_folder(config, runs_dir)
         self._lock = files.lock(self.folder)
         files.sweep(self.folder)
         (self.folder / "run.json").unlink(missing_ok=True)
         self.checkpoints = Checkpoints(self.folder, config.checkpoint_seconds)
-        self.log = self.folder / "log.jsonl"
+        clusters = config.heads != "instance"
+        self.log = EpochLog(self.folder / "log.jsonl", config.cell, config.epochs, clusters, every_seconds)
         self.scored = scored(config)
 
     def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
@@ -75,28 +111,8 @@ class Run:
             self._keep(number, evaluate(self.config, self.data, model))
         if number == 0:
             return
-        self._write_line(epoch)
+        self.log.write(epoch)
         self._warn_of_collapse(epoch)
-        now, total = time.monotonic(), self.config.epochs
-        self.first = min(self.first, number)
-        if now - self.printed < self.every and number < total:
-            return
-        self.printed = now
-        rate = (now - self.start) / (number - self.first + 1)
-        print(
-            f"{self.config.cell}  epoch {number}/{total}  loss {epoch['loss']:.3f}  "
-            f"{rate:.2f} s/epoch  {rate * (total - number):.0f} s left",
-            flush=True,
-        )
-
-    def _write_line(self, epoch: Epoch) -> None:
-        """Add an epoch to the log. A run that was taken up again writes some epochs a second time: the first lines of
-        them, and one that was cut off, are dropped."""
-        if self.first == math.inf and self.log.exists():
-            lines = [line for line in self.log.read_text().splitlines() if _number(line) < epoch["epoch"]]
-            files.atomic_write(self.log, "".join(f"{line}\n" for line in lines))
-        with self.log.open("a") as file:
-            file.write(json.dumps(epoch) + "\n")
 
     def _warn_of_collapse(self, epoch: Epoch) -> None:
         """Say in words when clusters die: where the entropy of the mean assignment is that of half of them or fewer."""

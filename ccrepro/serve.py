@@ -4,7 +4,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +31,7 @@ def sources(source: str) -> Iterable[str]:
     """Paths of a folder or picture; or, for "-", of standard input, a line each, as they come."""
     if source == "-":
         return (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-    return map(str, own.list_pictures(source))
+    return [str(path) for path in own.list_pictures(source)]
 
 
 def predict(model_path: str, source: str) -> None:
@@ -40,13 +40,25 @@ def predict(model_path: str, source: str) -> None:
     Raises `PictureError` at the end where some pictures were bad; their lines have ``error``.
     """
     model, config, side = load(model_path)
+    _need_cluster_head(config)
     timing = stream.Timing()
-    for found in stream.predict(model, config.image_size, side, sources(source), timing):
-        line = {"path": found.path}
-        line |= {"error": found.error} if found.error else {"cluster": found.cluster}
-        line |= {} if found.error else {"confidence": round(found.confidence, 6)}
-        print(json.dumps(line, ensure_ascii=False), flush=True)
+    for found in _told(model, config, side, source, timing):
+        sure = {"cluster": found.cluster, "confidence": round(found.confidence, 6)} if not found.error else {}
+        print(json.dumps({"path": found.path, **(sure or {"error": found.error})}, ensure_ascii=False), flush=True)
     _end(timing)
+
+
+def _told(
+    model: ContrastiveClusteringModel, config: Config, side: int, source: str, timing: stream.Timing
+) -> Iterator[stream.Prediction]:
+    """Predictions of a source; every ten seconds a line to standard error says how far they are."""
+    paths, printed = sources(source), time.monotonic()
+    for found in stream.predict(model, config.image_size, side, paths, timing):
+        yield found
+        if time.monotonic() - printed > 10:
+            printed = time.monotonic()
+            total = len(paths) if isinstance(paths, list) else None
+            print(timing.so_far(total), file=sys.stderr, flush=True)
 
 
 def embed(model_path: str, source: str, out: str) -> None:
@@ -57,8 +69,9 @@ def embed(model_path: str, source: str, out: str) -> None:
     if kind == ".parquet":
         _need_pyarrow()
     model, config, side = load(model_path)
+    _need_cluster_head(config)
     timing = stream.Timing()
-    found = list(stream.predict(model, config.image_size, side, sources(source), timing))
+    found = list(_told(model, config, side, source, timing))
     good = [f for f in found if f.error is None]
     for bad in (f for f in found if f.error):
         print(f"left out: {bad.path}: {bad.error}", file=sys.stderr)
@@ -87,6 +100,12 @@ def _end(timing: stream.Timing) -> None:
     if timing.bad:
         what = f"{timing.bad} of {timing.images} pictures are bad"
         raise PictureError(what, "each is named above", "Every file must be a picture", "Leave them out")
+
+
+def _need_cluster_head(config: Config) -> None:
+    if config.heads == "instance":
+        fix = "Use evaluate, or ContrastiveClustering.load(FILE).transform"
+        raise ConfigError("heads is instance", "the model's settings", "Its cluster head was not trained", fix)
 
 
 def _need_pyarrow() -> None:
@@ -121,19 +140,21 @@ def _score(model: ContrastiveClusteringModel, config: Config, dataset: str, data
     if data.images.shape[1] != model.backbone.conv1.in_channels:
         what = f"images of {data.images.shape[1]} channels, a model of {model.backbone.conv1.in_channels}"
         raise PictureError(what, dataset, "They must be equal", "Choose another data set")
-    z, p, printed = [], [], time.monotonic()
+    z, p, began, printed = [], [], time.monotonic(), time.monotonic()
     for i in range(0, len(data.images), 512):
-        found = stream.outputs(model, data.images[i : i + 512], config.image_size)
-        if not np.isfinite(found.z).all():
+        outputs = stream.outputs(model, data.images[i : i + 512], config.image_size)
+        if not np.isfinite(outputs.z).all():
             fix = "Take another checkpoint"
             raise NumericalError("outputs that are not finite", f"images {i} on", "Weights of a trained model", fix)
-        z.append(found.z)
-        p.append(found.p.argmax(1))
+        z.append(outputs.z)
+        p.append(outputs.p.argmax(1))
         if time.monotonic() - printed > 10:
             printed = time.monotonic()
-            print(f"{i + 512:,} of {len(data.images):,} images", flush=True)
-    clusters = np.concatenate(p)
-    again = kmeans(np.concatenate(z), config.n_clusters, config.seed)
-    for name, labels in (("cluster head", clusters), ("k-means on features", again)):
+            done, total = min(i + 512, len(data.images)), len(data.images)
+            left = (printed - began) / done * (total - done)
+            print(f"{done:,} of {total:,} images, {left:.0f} s left", flush=True)
+    found = {"cluster head": np.concatenate(p)} if config.heads != "instance" else {}  # which has none that is trained
+    found["k-means on features"] = kmeans(np.concatenate(z), config.n_clusters, config.seed)
+    for name, labels in found.items():
         values = "  ".join(f"{metric.upper()} {value:.4f}" for metric, value in scores(data.labels, labels).items())
         print(f"{dataset}, {name}: {values}  clusters used {len(np.unique(labels))} of {config.n_clusters}")

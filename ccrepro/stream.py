@@ -86,6 +86,12 @@ class Timing:
     started: float = field(default_factory=time.perf_counter)
     latencies: deque[float] = field(default_factory=lambda: deque(maxlen=10_000))
 
+    def so_far(self, total: int | None) -> str:
+        """How many are done, and the time left where the total is known."""
+        seconds = time.perf_counter() - self.started
+        of = f" of {total:,}, {seconds / self.images * (total - self.images):.0f} s left" if total else ""
+        return f"{self.images:,} pictures{of}, {self.images / seconds:.1f} a second"
+
     def __str__(self) -> str:
         seconds = time.perf_counter() - self.started
         rate = self.images / seconds if seconds else 0.0

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,36 +16,42 @@ WIDTH = 60  # of the curve, in characters
 
 def watch(folder: Path, once: bool = False, every_seconds: float = 2.0) -> None:
     """Print the log of a run, or of ``cluster --out``, until it is done. Raises `DataError` where there is none."""
-    log = folder / "log.jsonl"
-    if not log.exists():
-        what, allowed = f"no log in {folder}", "The folder of a run has log.jsonl after its first epoch"
-        raise DataError(what, str(folder), allowed, "Give runs/PROFILE/DATASET/VARIANT-seedK, or cluster's --out")
-    shown = -1
+    shown = None
     while True:
+        log = newest_log(folder)
         epochs = read_log(log)
-        if len(epochs) != shown:
-            shown = len(epochs)
-            print(describe(folder.name, epochs), flush=True)
+        if shown != (shown := (log, len(epochs))):
+            print(describe(str(log.parent.relative_to(folder.parent)), epochs), flush=True)
         if once or done(folder, epochs):
             return
         time.sleep(every_seconds)
 
 
+def newest_log(folder: Path) -> Path:
+    """The log of a run; where several numbers of clusters are tried, that of the training under way."""
+    logs = [log for log in (folder / "log.jsonl", *folder.glob("sweep/*/log.jsonl")) if log.exists()]
+    if not logs:
+        what, allowed = f"no log in {folder}", "The folder of a run has log.jsonl after its first epoch"
+        raise DataError(what, str(folder), allowed, "Give runs/PROFILE/DATASET/VARIANT-seedK, or cluster's --out")
+    return max(logs, key=lambda log: log.stat().st_mtime_ns)
+
+
 def read_log(log: Path) -> list[dict[str, Any]]:
-    """The epochs of a log, each once, as it was written last; a line that is being written is left out."""
-    epochs = {}
+    """The epochs of a log; a line that is being written is left out."""
+    epochs = []
     for line in log.read_text().splitlines():
         try:
-            epoch = json.loads(line)
+            epochs.append(json.loads(line))
         except ValueError:
             break
-        epochs[epoch["epoch"]] = epoch
-    return list(epochs.values())
+    return epochs
 
 
 def done(folder: Path, epochs: list[dict[str, Any]]) -> bool:
+    """Whether a run has its record; or a collection all its epochs, and ``training`` is no longer there."""
     last = epochs[-1] if epochs else {}
-    return (folder / "run.json").exists() or last.get("epoch", 0) >= last.get("epochs", math.inf)
+    complete = last.get("epoch", 0) >= last.get("epochs", math.inf) and not (folder / "training").exists()
+    return complete or (folder / "run.json").exists()
 
 
 def describe(name: str, epochs: list[dict[str, Any]]) -> str:
@@ -53,11 +60,12 @@ def describe(name: str, epochs: list[dict[str, Any]]) -> str:
         return f"{name}: no epoch yet"
     last = epochs[-1]
     total = f"/{last['epochs']}" if "epochs" in last else ""
-    left = f"  {last['seconds'] * (last['epochs'] - last['epoch']):.0f} s left" if total else ""
+    pace = statistics.mean(e["seconds"] for e in epochs[-10:])
+    left = f"  {pace * (last['epochs'] - last['epoch']):.0f} s left" if total else ""
     return (
         f"{name}  epoch {last['epoch']}{total}  loss {last['loss']:.3f}"
         f"  clusters in use {math.exp(last['entropy']):.1f}  largest {last['largest_share']:.0%}"
-        f"  {last['seconds']:.1f} s/epoch{left}\n  loss {curve([e['loss'] for e in epochs])}"
+        f"  {pace:.1f} s/epoch{left}\n  loss {curve([e['loss'] for e in epochs])}"
     )
 
 

@@ -84,3 +84,21 @@ def test_help_lists_every_setting(capsys):
         main(["train", "--help"])
     assert stopped.value.code == 0
     assert "--instance-temperature" in capsys.readouterr().out
+
+
+def test_who_stops_reading_gets_no_traceback():
+    command = f"{sys.executable} -m ccrepro recipe digits | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=files.ROOT)
+    assert (done.stdout, done.stderr) == ("141\n", "")
+
+
+def test_help_names_defaults_that_say_something(capsys):
+    with pytest.raises(SystemExit):
+        main(["cluster", "--help"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: ccrepro cluster FOLDER --n-clusters K --out DIR")
+    assert "--epochs X" in printed
+    assert "(default: None)" not in printed
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    assert "(default: demo)" in capsys.readouterr().out

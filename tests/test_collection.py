@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 from test_foreign import authors_file
 
-from ccrepro import collection, config, gallery, stream, watch
+from ccrepro import collection, config, files, gallery, stream, watch
 from ccrepro.cli import main
 from ccrepro.errors import ConfigError
 
@@ -187,22 +188,52 @@ def test_embed_writes_features(photos, clustered, tmp_path, capsys):
     assert pd.read_parquet(tmp_path / "e.parquet").path.tolist() == [str(p) for p in sorted((photos / "a").iterdir())]
 
 
-def test_sweep_suggests_a_number_and_says_why(photos, tmp_path, capsys):
-    arguments = ["--n-clusters", "2:4", "--out", str(tmp_path), "--epochs", "2"]
-    assert main(["cluster", str(photos), *arguments]) == 0
+def test_sweep_suggests_a_number_says_why_and_repeats_nothing(photos, tmp_path, capsys):
+    arguments = ["cluster", str(photos), "--n-clusters", "2:4", "--out", str(tmp_path), "--epochs", "2"]
+    assert main(arguments) == 0
     printed = capsys.readouterr().out
-    suggested = int(re.search(r"suggested: K=(\d): two augmented views", printed)[1])
+    suggested = int(re.search(r"suggested: K=(\d): the product of two agreements is largest there", printed)[1])
     assert pd.read_csv(tmp_path / "sweep.csv").n_clusters.tolist() == [2, 3, 4]
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     assert json.loads((tmp_path / "summary.json").read_text())["n_clusters"] == suggested
+    assert f"K = {suggested} was suggested: the product" in (tmp_path / "index.html").read_text()
     assert "K=3: number 2 of 3" in printed
+    assert not list(tmp_path.rglob("training"))
+    before = {name: (tmp_path / name).read_text() for name in ("sweep.csv", "clusters.csv", "summary.json")}
+    other = tmp_path / f"sweep/00{5 - suggested if suggested < 4 else 2}/model.safetensors"
+    other.unlink()  # as if that training had been stopped; the two others are done
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall("trained before", printed)) == 2
+    assert {name: (tmp_path / name).read_text() for name in before} == before
+
+
+def test_what_is_trained_is_not_trained_again_unless_something_changed(photos, tmp_path, capsys):
+    def trained(*more):
+        capsys.readouterr()
+        assert main(["cluster", str(photos / "a"), "--n-clusters", "2", "--out", str(tmp_path), "--epochs", *more]) == 0
+        return "trained before" not in capsys.readouterr().out
+
+    assert trained("1")
+    assert not trained("1", "--checkpoint-seconds", "5")  # of the machine, not of the result
+    assert trained("2")
+    blob = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(blob[:-9])
+    assert trained("2")
+    assert not trained("2")
 
 
 def test_suggestion_is_the_most_consistent_number():
     measured = pd.DataFrame({"n_clusters": [2, 3, 4], "agreement": [0.9, 0.8, 0.5], "with_kmeans": [0.3, 0.9, 0.95]})
     k, reason = collection.suggest(measured)
     assert k == 3
-    assert "agreement 0.80" in reason
+    assert "two augmented views (0.80), and of the clusters with k-means on the features (0.90)" in reason
+    assert "hint" not in reason
+    weak = pd.DataFrame({"n_clusters": [2, 3, 4], "agreement": [0.3, 0.29, -0.1], "with_kmeans": [0.5, 0.5, -0.9]})
+    k, reason = collection.suggest(weak)
+    assert k == 2
+    assert "Nearly as good: 3." in reason
+    assert "no K tried divides these pictures firmly" in reason
 
 
 @pytest.mark.parametrize(("text", "numbers"), [("10", [10]), ("2:5", [2, 3, 4, 5]), ("2:8:3", [2, 5, 8])])
@@ -242,11 +273,15 @@ def test_bad_pictures_are_listed_or_left_out(photos, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["cluster", "nowhere", "--n-clusters", "3", "--out", "out"], 3, "no folder nowhere"),
-        (["cluster", ".", "--n-clusters", "3", "--out", "out"], 3, "no pictures in ."),
+        (["cluster", "nowhere", "--n-clusters", "3", "--out", "out"], 3, "no folder or picture nowhere"),
+        (["cluster", "empty", "--n-clusters", "3", "--out", "out"], 3, "no pictures in empty"),
         (["cluster", ".", "--n-clusters", "1", "--out", "out"], 2, "n_clusters is '1'"),
         (["cluster", ".", "--n-clusters", "3", "--out", "out", "--epochs", "-1"], 2, "epochs is -1"),
         (["cluster", ".", "--n-clusters", "3"], 2, "--out"),
+        (["cluster", "some", "--n-clusters", "3", "--out", "some/out"], 2, "some/out lies in some"),
+        (["cluster", "some", "--n-clusters", "3", "--out", "file"], 1, "Not a directory"),
+        (["cluster", "some", "--n-clusters", "2:9", "--out", "out"], 2, "n_clusters is 9, but the collection has 4"),
+        (["cluster", "some", "--n-clusters", "2", "--out", "out", "--heads", "instance"], 2, "heads is instance"),
         (["predict", "nowhere", "."], 4, "cannot read nowhere"),
         (["embed", "nowhere", ".", "--out", "e.txt"], 2, "FILE.npz or FILE.parquet"),
         (["evaluate"], 2, "A MODEL, or --authors-checkpoint"),
@@ -258,9 +293,41 @@ def test_bad_pictures_are_listed_or_left_out(photos, tmp_path, capsys):
 )
 def test_mistakes_are_one_line(arguments, code, says, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for name in ("empty", "some"):
+        (tmp_path / name).mkdir()
+    for i in range(4):
+        picture(i % 3, np.random.default_rng(i)).save(tmp_path / f"some/{i}.png")
     found, line = error_of(capsys, *arguments)
     assert found == code
     assert says in line
+    assert not list(tmp_path.rglob("log.jsonl")), "nothing was trained"
+
+
+def test_a_second_process_on_the_same_results_is_told(photos, tmp_path, capsys):
+    with files.lock(tmp_path / "training"):
+        code, line = error_of(capsys, "cluster", photos, "--n-clusters", "3", "--out", tmp_path)
+    assert code == 6
+    assert "is at work on this run" in line
+
+
+def test_a_model_without_a_trained_cluster_head_is_scored_by_kmeans_alone(root, tmp_path, capsys):
+    from ccrepro import checkpoint
+    from ccrepro.model import build
+
+    settings = config.recipe("digits", variant="instance-only")
+    model = str(checkpoint.save_model(build(settings, 1), settings, tmp_path / "m.safetensors"))
+    assert main(["evaluate", model]) == 0
+    assert re.findall(r"digits, (.*?):", capsys.readouterr().out) == ["k-means on features"]
+    code, line = error_of(capsys, "predict", model, tmp_path)
+    assert code == 2
+    assert "Its cluster head was not trained" in line
+
+
+def test_progress_says_how_far_and_how_long():
+    timing = stream.Timing(images=200, started=time.perf_counter() - 20)
+    assert timing.so_far(1_000) == "200 pictures of 1,000, 80 s left, 10.0 a second"
+    assert timing.so_far(None) == "200 pictures, 10.0 a second"
 
 
 def test_evaluate_scores_a_run_as_its_record_did(root, tiny, digits, capsys):
@@ -312,9 +379,25 @@ def test_watch_shows_the_last_epoch_and_the_curve(clustered, tmp_path, capsys):
     assert "epoch 25/25" in printed
     log = (clustered / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in log] == list(range(1, 26))
-    (tmp_path / "log.jsonl").write_text("\n".join([*log[:3], log[1], log[2][:30]]))
+    (tmp_path / "log.jsonl").write_text("\n".join([*log[:3], log[3][:30]]))
     assert [e["epoch"] for e in watch.read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
     assert main(["watch", str(tmp_path), "--once"]) == 0
+
+
+def test_watch_follows_a_sweep_to_its_end(tmp_path, capsys):
+    epoch = {"epochs": 2, "loss": 5.0, "entropy": 0.0, "largest_share": 1.0, "seconds": 30}
+    for k, done in (("002", 2), ("003", 1)):
+        place = tmp_path / "out/sweep" / k
+        place.mkdir(parents=True)
+        (place / "log.jsonl").write_text("".join(json.dumps({"epoch": e + 1} | epoch) + "\n" for e in range(done)))
+        os.utime(place / "log.jsonl", (int(k), int(k)))
+    assert main(["watch", str(tmp_path / "out"), "--once"]) == 0
+    assert "out/sweep/003  epoch 1/2" in (printed := capsys.readouterr().out)
+    assert "30 s left" in printed
+    complete = watch.read_log(tmp_path / "out/sweep/002/log.jsonl")
+    assert watch.done(tmp_path / "out", complete)
+    (tmp_path / "out/training").mkdir()  # as long as the command runs
+    assert not watch.done(tmp_path / "out", complete)
 
 
 def test_curve_is_highest_where_the_value_is():

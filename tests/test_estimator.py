@@ -151,7 +151,7 @@ def test_partial_fit_trains_on(shapes):
 
 def test_partial_fit_after_fit_goes_on_from_there(fitted, shapes):
     more = pickle.loads(pickle.dumps(fitted)).partial_fit(shapes[0])
-    assert more.n_iter_ == 16
+    assert [e["epoch"] for e in more.history_] == list(range(1, 17)), "not the draws of the first epoch again"
     assert more.history_[-1]["loss"] < fitted.history_[0]["loss"]
     assert adjusted_rand_score(shapes[1], more.labels_) > 0.9
 
@@ -208,6 +208,23 @@ def test_works_in_a_pipeline_and_a_grid_search():
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
 
 
+def test_pictures_go_through_a_grid_search_as_arrays_and_as_paths(shapes, tmp_path):
+    images = shapes[0][:30]
+    for i, image in enumerate(images):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{i:02d}.png")
+    made, scores = ContrastiveClustering(2, **FEW), []
+    for pictures in (images, sorted(map(str, tmp_path.iterdir()))):
+        search = GridSearchCV(made, {"n_clusters": [2, 3]}, cv=2, error_score="raise").fit(pictures)
+        scores.append(search.cv_results_["mean_test_score"])
+    np.testing.assert_array_equal(*scores)
+
+
+def test_features_can_come_as_a_table(shapes, fitted):
+    table = clone(fitted).set_params(epochs=1).set_output(transform="pandas").fit_transform(shapes[0])
+    assert table.shape == (90, 128)
+    assert list(table.columns[[0, -1]]) == ["contrastiveclustering0", "contrastiveclustering127"]
+
+
 def test_clone_copies_parameters_and_nothing_fitted(fitted):
     copied = clone(fitted)
     assert copied.get_params() == fitted.get_params()
@@ -248,6 +265,8 @@ def test_values_that_are_not_finite(fitted, value, name):  # 35
         ((20, 8, 8, 4), "X[..., :3] drops the transparency"),
         ((20, 5, 8, 8), "X has shape (20, 5, 8, 8)"),
         ((0, 8, 8), "X is empty"),
+        ((8, 8, 3), "looks like one colour picture (X). Expected (N, H, W), (N, H, W, 3) or (N, 3, H, W). X[None] is"),
+        ((), "Paths come in a list"),
     ],
     ids=str,
 )

@@ -17,8 +17,12 @@ from ccrepro.datasets import pack, sources
 from ccrepro.model import build
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = ["own_pictures", "models", "gpu"]
-QUICK = {"cluster": ["--epochs", "1", "--image-size", "16", "--checkpoint-seconds", "600"]}  # for what a test can wait
+PAGES = ["own_pictures", "models", "gpu", "results"]
+SHORT = ["--epochs", "1", "--checkpoint-seconds", "600"]  # for what a test can wait
+QUICK = {
+    "ccrepro cluster": [*SHORT, "--image-size", "16"],
+    "ccrepro train cifar10": [*SHORT, "--backbone", "small", "--batch-size", "10"],
+}
 
 
 def blocks(page, kind):
@@ -53,10 +57,11 @@ def run(line, monkeypatch, capsys):
     if pipe:
         fed = subprocess.run(before, shell=True, capture_output=True, text=True, check=True).stdout
         monkeypatch.setattr("sys.stdin", io.StringIO(fed))
-    program, name, *arguments = shlex.split(command)
+    program, *arguments = shlex.split(command, comments=True)
     assert program == "ccrepro"
+    quick = [option for start, options in QUICK.items() if command.startswith(f"{start} ") for option in options]
     capsys.readouterr()
-    assert cli.main([name, *arguments, *QUICK.get(name, [])]) == 0, line
+    assert cli.main([*arguments, *quick]) == 0, line
     printed = capsys.readouterr().out
     if redirected:
         Path(target).write_text(printed)
@@ -91,10 +96,12 @@ def test_commands_run(page, place, request, monkeypatch, capsys):
         assert len((place / "predictions.jsonl").read_text().splitlines()) == 36
 
 
-def test_python_runs(tmp_path, monkeypatch):
+@pytest.mark.parametrize("page", ["python", "results"])
+def test_python_runs(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for block in blocks("python", "python"):
-        exec(compile(block, "docs/python.md", "exec"), {})
+    assert blocks(page, "python")
+    for block in blocks(page, "python"):
+        exec(compile(block, f"docs/{page}.md", "exec"), {})
 
 
 def test_make_knows_what_the_pages_ask_of_it():

@@ -108,11 +108,11 @@ def test_the_record_of_a_resumed_run_says_so_and_its_log_has_each_epoch_once(roo
     never = Checkpoints(first.folder, 1e9)  # nothing is saved before it dies
     train_until_killed(monkeypatch, 7, often, patterns, first.report, never)
     first._lock.close()
-    with first.log.open("a") as file:
+    with first.log.path.open("a") as file:
         file.write('{"epoch": 3, "lo')  # a line that was cut off
     this = run.Run(often, patterns)
     record = this.finish(*train.train(often, patterns, this.report, this.checkpoints))
-    assert [json.loads(line)["epoch"] for line in this.log.read_text().splitlines()] == [1, 2, 3]
+    assert [json.loads(line)["epoch"] for line in this.log.path.read_text().splitlines()] == [1, 2, 3]
     assert record["resumed"] == 0
     assert not list(this.folder.glob("checkpoint-*"))
 

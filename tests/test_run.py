@@ -92,7 +92,7 @@ def test_run_logs_every_epoch_and_prints_now_and_then(root, patterns, tiny, caps
     model = build(tiny, 1)
     for epoch in range(1, 51):
         this.report({"epoch": epoch, "loss": 7.0, "entropy": 1.0, "largest_share": 0.4, "seconds": 0.1}, model)
-    assert [json.loads(line)["epoch"] for line in this.log.read_text().splitlines()] == list(range(1, 51))
+    assert [json.loads(line)["epoch"] for line in this.log.path.read_text().splitlines()] == list(range(1, 51))
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 2  # the first and the last
     assert "epoch 1/50" in lines[0]

@@ -52,6 +52,9 @@ def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) ->
 
 def _channels_first(x: np.ndarray) -> np.ndarray:
     """(N, C, H, W), C 1 or 3. Where both ends could be channels, the order is taken for (N, C, H, W)."""
+    if x.ndim == 3 and x.shape[2] == 3:
+        what = f"X has shape {x.shape}, which looks like one colour picture"
+        raise PictureError(what, "X", f"Expected {SHAPES}", "X[None] is a collection of one")
     if x.ndim == 3:
         return x[:, None]
     if x.ndim == 4 and x.shape[1] in (1, 3):
@@ -62,6 +65,7 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
         fix = "X.reshape(-1, H, W), or image_shape=(H, W)"
         raise PictureError(f"X is flat, of shape {x.shape}", "X", f"Expected {SHAPES}", f"Convert it: {fix}")
     fix = "X[..., :3] drops the transparency" if x.ndim == 4 and x.shape[3] == 4 else "Reshape or transpose it"
+    fix = "Paths come in a list" if x.ndim == 0 else fix
     raise PictureError(f"X has shape {x.shape}", "X", f"Expected {SHAPES}", fix)
 
 
@@ -75,16 +79,16 @@ def _check_finite(x: np.ndarray) -> None:
 
 
 def fold(x: np.ndarray, shape: tuple[int, ...] | str) -> np.ndarray:
-    """Flat rows (N, F) as pictures: ``shape`` is (H, W) or (C, H, W), or ``square`` for the smallest square, with
-    zeros after the last value. Raises `PictureError` where F does not fit."""
+    """Flat rows (N, F) as pictures (N, C, H, W): ``shape`` is (H, W) or (C, H, W), or ``square`` for the smallest
+    square, with zeros after the last value. Raises `PictureError` where F does not fit."""
     n, width = x.shape
     if shape == "square":
         side = max(2, int(np.ceil(np.sqrt(width))))
-        return np.pad(x, ((0, 0), (0, side * side - width))).reshape(n, side, side)
+        return np.pad(x, ((0, 0), (0, side * side - width))).reshape(n, 1, side, side)
     if np.prod(shape) != width:
         what = f"X has {width} values a row, image_shape {tuple(shape)} takes {np.prod(shape)}"
         raise PictureError(what, "X", "They must be equal", "Correct image_shape")
-    return x.reshape(n, *shape)
+    return x.reshape(n, *shape) if len(shape) == 3 else x.reshape(n, 1, *shape)
 
 
 def list_pictures(path: str | Path) -> list[Path]:
@@ -96,7 +100,7 @@ def list_pictures(path: str | Path) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise PictureError(f"no folder {path}", "pictures", "Name a folder of pictures", "Correct it")
+        raise PictureError(f"no folder or picture {path}", "pictures", "Name one that is there", "Correct it")
     found = image_files(path, deep=True)
     if not found:
         what, allowed = f"no pictures in {path}", f"Files that end in {', '.join(SUFFIXES)}"
