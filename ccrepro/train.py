@@ -329,7 +329,7 @@ def _streamed(images: Tensor, order: Tensor, device: torch.device, ahead: int = 
         batch = images[rows]
         return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
 
-    with ThreadPoolExecutor(ahead) as pool:
+    with ThreadPoolExecutor(2) as pool:
         waiting = deque()
         for rows in order:
             waiting.append(pool.submit(fetch, rows))
