@@ -4,8 +4,8 @@
 image has its own parameters, its own order of the four colour operations included. Given the same parameters, each
 operation equals torchvision's on that image (float input, antialias on).
 
-The four colour operations exist in two forms with the same result. `color_jitter` picks the images that an operation
-falls on, which is simple and quick on a CPU; `color_jitter_without_branches` lets every operation pass over every image
+The four colour operations exist in two forms with the same result. `recolor` picks the images that an operation
+falls on, which is simple and quick on a CPU; `recolor_without_branches` lets every operation pass over every image
 and cancels it where it does not belong, which a compiler turns into two passes over memory, and which never makes a
 GPU wait for the host.
 
@@ -121,10 +121,8 @@ def sharp(images: Tensor, parameters: Parameters, size: int) -> Tensor:
     if parameters.affine is not None:
         x = affine(x, parameters.affine)
     if torch.compiler.is_compiling() or x.is_cuda:
-        x = color_jitter_without_branches(x, parameters)
-    else:
-        x = color_jitter(x, parameters)
-    return torch.where(_per_image(parameters.grayscale), luminance(x), x) if x.shape[1] == 3 else x
+        return recolor_without_branches(x, parameters)
+    return recolor(x, parameters)
 
 
 @functools.cache
@@ -182,8 +180,8 @@ def affine(x: Tensor, parameters: Tensor) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
 
 
-def color_jitter(x: Tensor, parameters: Parameters) -> Tensor:
-    """Brightness, contrast, saturation and hue in each image's own order: float (N, C, S, S) → the same.
+def recolor(x: Tensor, parameters: Parameters) -> Tensor:
+    """Brightness, contrast, saturation, hue in each image's own order, then greyscale: float (N, C, S, S) → the same.
 
     Saturation and hue leave a picture of one channel as it is, as in torchvision.
     """
@@ -193,11 +191,11 @@ def color_jitter(x: Tensor, parameters: Parameters) -> Tensor:
         for number, operation in enumerate(operations):
             chosen = (parameters.jitter & (parameters.order[:, position] == number)).nonzero()[:, 0]
             x[chosen] = operation(x[chosen], _per_image(parameters.factors[chosen, number]))
-    return x
+    return torch.where(_per_image(parameters.grayscale), luminance(x), x) if x.shape[1] == 3 else x
 
 
-def color_jitter_without_branches(x: Tensor, parameters: Parameters) -> Tensor:
-    """The same function as `color_jitter`, without a branch or an index that depends on the data.
+def recolor_without_branches(x: Tensor, parameters: Parameters) -> Tensor:
+    """The same function as `recolor`, without a branch or an index that depends on the data.
 
     The contrast needs a mean over the picture and cuts the sequence in two. On either side of it come at most
     brightness and saturation, hue, brightness and saturation; a factor is neutral where its operation is not due.
@@ -232,7 +230,9 @@ def color_jitter_without_branches(x: Tensor, parameters: Parameters) -> Tensor:
     scale = _per_channel(torch.where(parameters.jitter, factor[CONTRAST], 1.0))
     mean = (1 - scale) * _gray(channels).mean((1, 2), keepdim=True)
     channels = [(scale * c + mean).clamp(0, 1) for c in channels]
-    return torch.stack(side(channels, late=True), 1)
+    channels = side(channels, late=True)
+    gray, dropped = _gray(channels), _per_channel(parameters.grayscale)
+    return torch.stack([torch.where(dropped, gray, c) for c in channels], 1)
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -262,8 +262,12 @@ def _hue(channels: Sequence[Tensor], shift: Tensor) -> list[Tensor]:
     sextant = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
     sextant = sextant + 6 * shift
     # Channel n of HSV → RGB is value - chroma · clamp(min(k, 4 - k), 0, 1) with k = (n + sextant) mod 6.
-    turned = ((sextant + n) % 6 for n in (5, 3, 1))
+    turned = (_modulo6(sextant + n) for n in (5, 3, 1))
     return [value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in turned]
+
+
+def _modulo6(x: Tensor) -> Tensor:
+    return x - 6 * torch.floor(x / 6)
 
 
 def luminance(x: Tensor) -> Tensor:

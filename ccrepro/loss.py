@@ -4,6 +4,7 @@ Letters: N images, D instance dimension, K clusters, M vectors of F numbers.
 """
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-ROWS = 1024
+ROWS = 1024  # of the similarity matrix that are in memory at once
+MIN_TEMPERATURE = 0.025  # below this, the contrast is computed in double precision
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
@@ -26,26 +28,38 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
 class _Contrast(torch.autograd.Function):
     """The loss and its gradient in one go, some rows of the (2M, 2M) similarities at a time: nothing of them is kept.
 
-    With softmax P of the similarities S = X Xᵀ / t, where the diagonal is left out, the gradient of the summed loss by
-    the unit vectors X is (P X + Pᵀ X - 2 Y) / t; row i of Y is the positive of row i of X.
+    Let E = exp(S - 1 / t) for the similarities S = X Xᵀ / t, without its diagonal, and w the inverse sums of its rows.
+    The gradient of the summed loss by the unit vectors X is ((P + Pᵀ) X - 2 Y) / t with the softmax P = diag(w) E, and
+    row i of Y the positive of row i of X. E is symmetric, so P + Pᵀ = E ∘ (w 1ᵀ + 1 wᵀ).
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, temperature: float) -> Tensor:
-        scaled, positives = rows / temperature, rows.roll(len(rows) // 2, 0)
-        loss = -(scaled * positives).sum()
-        gradient = -2 * positives
-        for start in range(0, len(rows), ROWS):
-            part = rows[start : start + ROWS]
-            similarity = scaled[start : start + ROWS] @ rows.T
-            similarity.diagonal(start).fill_(-math.inf)
-            softmax = similarity.softmax(1)
-            # The log of each row's normaliser: the largest softmax is exp(largest similarity - normaliser).
-            loss = loss + (similarity.amax(1) - softmax.amax(1).log()).sum()
-            gradient += softmax.T @ part
-            gradient[start : start + ROWS] += softmax @ rows
-        ctx.save_for_backward(gradient / (temperature * len(rows)))
-        return loss / len(rows)
+    def forward(ctx: Any, vectors: Tensor, temperature: float) -> Tensor:
+        # The smallest entry of E is exp(-2 / t), the smallest float32 is near exp(-87).
+        rows = vectors.double() if temperature < MIN_TEMPERATURE else vectors
+        scaled, positives, largest = rows / temperature, rows.roll(len(rows) // 2, 0), rows.new_tensor(-1 / temperature)
+
+        def block(start: int) -> Tensor:
+            e = torch.addmm(largest, scaled[start : start + ROWS], rows.T).exp_()
+            e.diagonal(start).fill_(0)
+            return e
+
+        whole = block(0) if len(rows) <= ROWS else None
+
+        def blocks() -> Iterable[Tensor]:
+            """All of E; where it is more than one block, made anew each time."""
+            return map(block, starts) if whole is None else [whole]
+
+        starts = range(0, len(rows), ROWS)
+        sums = torch.cat([e.sum(1) for e in blocks()])
+        loss = sums.log().sum() + len(rows) / temperature - (scaled * positives).sum()
+        weights, gradient = 1 / sums, []
+        for start, e in zip(starts, blocks(), strict=True):
+            here = slice(start, start + ROWS)
+            e *= weights[here, None] + weights
+            gradient.append(torch.addmm(positives[here], e, rows, beta=-2))
+        ctx.save_for_backward((torch.cat(gradient) / (temperature * len(rows))).to(vectors.dtype))
+        return (loss / len(rows)).to(vectors.dtype)
 
     @staticmethod
     @once_differentiable

@@ -106,15 +106,17 @@ def sent(collective: Collective, ranks: int) -> float:
 
 
 def loss_operations(setting: Setting) -> int:
-    """Of the instance loss, value and gradient: three products of the 2N × 2N similarities, on every rank."""
-    return 3 * 2 * (2 * setting.batch_size) ** 2 * setting.instance_dim
+    """Of the instance loss, value and gradient, on every rank: two products that make or use the 2N × 2N similarities,
+    three where these are more than one block and so are made twice."""
+    two_n = 2 * setting.batch_size
+    return (2 if two_n <= ROWS else 3) * 2 * two_n**2 * setting.instance_dim
 
 
 def loss_bytes(setting: Setting) -> tuple[int, int]:
-    """Of the instance loss: the whole 2N × 2N matrix of similarities, and what is in memory of it at once, three blocks
+    """Of the instance loss: the whole 2N × 2N matrix of similarities, and what is in memory of it at once, two blocks
     of `ROWS` rows."""
     two_n = 2 * setting.batch_size
-    return FLOAT * two_n**2, 3 * FLOAT * min(ROWS, two_n) * two_n
+    return FLOAT * two_n**2, 2 * FLOAT * min(ROWS, two_n) * two_n
 
 
 class Step(NamedTuple):

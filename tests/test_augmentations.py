@@ -69,7 +69,7 @@ def test_plain_at_the_same_size_is_the_image(digits):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_colour_operation_equals_torchvision(x, factors, ours, theirs, channels):
     if channels == 1 and ours is A.saturation:
-        pytest.skip("one channel has no saturation: a test below shows that color_jitter leaves it out")
+        pytest.skip("one channel has no saturation: a test below shows that recolor leaves it out")
     x = x[:, :channels]
     assert_close(ours(x, per_image(factors)), one_by_one(x, lambda i, v: theirs(v, factors[i].item())), **CLOSE)
 
@@ -91,7 +91,7 @@ def test_colour_jitter_without_branches_is_the_same_function(photos, generator, 
     x[::5, :1, 9:] = 1.0
     parameters = draw(generator, len(x), 20, 20, config)
     assert len(parameters.order[parameters.jitter].unique(dim=0)) == 24
-    assert_close(A.color_jitter_without_branches(x, parameters), A.color_jitter(x, parameters), **CLOSE)
+    assert_close(A.recolor_without_branches(x, parameters), A.recolor(x, parameters), **CLOSE)
 
 
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
@@ -119,7 +119,7 @@ def test_a_picture_of_one_channel_has_neither_saturation_nor_hue(photos, generat
     config = recipe("imagenet10", profile="paper", jitter=1.0, brightness=0.0, contrast=0.0, image_size=20)
     parameters = draw(generator, 6, 20, 26, config)
     gray = photos[:, :1, :, :20] / 255
-    assert_close(A.color_jitter(gray, parameters), gray, **CLOSE)
+    assert_close(A.recolor(gray, parameters), gray, **CLOSE)
 
 
 def test_affine_equals_torchvision(x, generator):

@@ -52,6 +52,24 @@ def test_rows_at_once_do_not_matter(z, rows, monkeypatch):
     assert_close(torch.autograd.grad(nt_xent(*z, 0.3), z), whole)
 
 
+@pytest.mark.parametrize("temperature", [0.003, 0.02, 0.03, 0.1])
+def test_single_precision_is_enough_at_low_temperatures(generator, temperature):
+    """Opposite vectors are the hard case: their similarities differ by 2 / t, some 670 at the lowest."""
+    x = torch.nn.functional.normalize(torch.randn(8, 2, generator=generator, dtype=torch.float64))
+    pair = [torch.cat((x[:1], -x[:1], x)), torch.cat((x[:1], -x[:1], x.flip(0)))]
+    value, *gradients = value_and_gradients(
+        lambda a, b: nt_xent(a, b, temperature), [v.float().requires_grad_() for v in pair]
+    )
+    exact = value_and_gradients(
+        lambda a, b: reference.instance_loss(a, b, temperature), [v.clone().requires_grad_() for v in pair]
+    )
+    assert value.dtype == torch.float32
+    assert_close(value.double(), exact[0], rtol=1e-5, atol=1e-5)
+    for ours, slow in zip(gradients, exact[1:], strict=True):
+        # Rounded unit vectors shift a similarity by 1e-7 / t, and the gradient as much again.
+        assert (ours.double() - slow).norm() <= (1e-6 + 1e-7 / temperature**2) * slow.norm()
+
+
 def test_gradients_equal_finite_differences(z, p):
     assert torch.autograd.gradcheck(instance_loss, z)
     assert torch.autograd.gradcheck(cluster_loss, p)
