@@ -345,7 +345,7 @@ def bench(result: dict[str, Any]) -> Figure:
     )
     for axis in axes[1:]:
         if axis.lines:
-            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))
+            axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     axes[2].set_xticks([32, 96, 224], ["32", "96", "224"], minor=False)
     axes[2].minorticks_off()
     drawn.suptitle(f"{result['hardware']['gpu'] or result['hardware']['cpu']}, torch {result['versions']['torch']}")

@@ -7,7 +7,18 @@ import importlib.machinery
 import importlib.metadata
 
 ABSENT = (
-    *("openTSNE", "papermill", "nbformat", "nbclient", "ipykernel", "ipywidgets", "IPython", "jupyterlab", "psutil"),
+    *(
+        "lightning_fabric",
+        "openTSNE",
+        "papermill",
+        "nbformat",
+        "nbclient",
+        "ipykernel",
+        "ipywidgets",
+        "IPython",
+        "jupyterlab",
+        "psutil",
+    ),
     *("pooch", "requests", "tqdm", "seaborn", "matplotlib", "tabulate", "jinja2", "cv2", "tensorboard", "pyarrow"),
 )
 
