@@ -5,6 +5,7 @@ CIFAR-10's 184 MB become 101. Pillow alone decodes them, in seconds.
 
 import io
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from ccrepro.datasets import pack
 from ccrepro.errors import DataError
 
 GRID = 16  # pictures along either side of a tile
+PACKED = ".zlib"  # ending of what is no picture: index, labels, sizes
 
 
 def write(packed: Path) -> dict[str, bytes]:
@@ -28,7 +30,7 @@ def write(packed: Path) -> dict[str, bytes]:
         what = f"{packed.name} cannot be sent: {images.shape[1]} channels, or unlabeled images beside the labeled"
         raise DataError(what, str(packed), "Colour pictures, labeled or not, but not both", "Choose another data set")
     head = (packed / "images.npy").open("rb").read(images.offset)
-    tiles = {path.name: path.read_bytes() for path in _small(packed)} | {"head": head}
+    tiles = {f"{path.name}{PACKED}": zlib.compress(path.read_bytes()) for path in _small(packed)} | {"head": head}
     for start in range(0, len(images), GRID**2):
         tiles[f"{start:07d}.webp"] = _encode(images[start : start + GRID**2])
     return tiles
@@ -45,8 +47,8 @@ def read(folder: Path, packed: Path) -> pack.Packed:
     with (scratch / "images.npy").open("rb") as file:  # the head says how many pictures there are, and how large
         n, _, side, _ = _shape(file)
     _cut(scratch / "images.npy", len(head) + n * 3 * side**2)
-    for path in _small(folder):
-        files.atomic_write(scratch / path.name, path.read_bytes())
+    for path in folder.glob(f"*{PACKED}"):
+        files.atomic_write(scratch / path.name.removesuffix(PACKED), zlib.decompress(path.read_bytes()))
     found = pack.read(scratch)
     if found is None:
         what, allowed = "the pictures differ from those that were sent", "Their SHA-256 must be that of index.json"
