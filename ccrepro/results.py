@@ -123,9 +123,11 @@ def provenance(profile: str, results_dir: str | Path = "results") -> str:
 
 
 def machine(record: Record) -> str:
-    """The GPU of a run, or what it used of a CPU."""
-    hardware = record["hardware"]
-    return hardware["gpu"] or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
+    """The GPU of a run, or what it used of a CPU; how many of these, where several ranks trained together."""
+    hardware, config = record["hardware"], record["config"]
+    name = hardware["gpu"] or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
+    ranks = config.get("devices", 1) * config.get("nodes", 1)  # records of the first days have neither
+    return f"{ranks} × {name}" if ranks > 1 else name
 
 
 def short_commit(commit: str) -> str:

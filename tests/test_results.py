@@ -47,10 +47,14 @@ def test_origins_name_commit_settings_hardware_and_time():
     hardware = {"cpu": "C", "cores": 2, "gpu": None, "threads": 1}
     record = {"dataset": "digits", "variant": "cc", "seed": 0, "commit": "a" * 40 + "-dirty", "config": {"lr": 0.1}}
     record |= {"n_images": 1797, "epochs": 50, "seconds": 45.6, "hardware": hardware}
-    other = record | {"config": {"lr": 0.2}, "hardware": hardware | {"gpu": "G"}, "energy_joules": 7.2e6}
+    other = record | {
+        "config": {"lr": 0.2, "devices": 4, "nodes": 2},
+        "hardware": hardware | {"gpu": "G"},
+        "energy_joules": 7.2e6,
+    }
     lines = results.origins([record, other])
     assert lines.commit[0] == "aaaaaaaaaa-dirty"
-    assert lines.hardware.tolist() == ["1 of 2 cores of C", "G"]
+    assert lines.hardware.tolist() == ["1 of 2 cores of C", "8 × G"]
     assert lines.energy.tolist() == ["not measured", "2 kWh"]
     assert lines.seconds[0] == "46"
     assert lines.settings.nunique() == 2
