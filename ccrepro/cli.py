@@ -401,7 +401,10 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     backbone = {"backbone": options.backbone} if "backbone" in options else {}
     if options.authors_checkpoint:
-        config = recipe(options.dataset or "cifar10", "paper", **backbone)
+        dataset = options.dataset or "cifar10"
+        if dataset not in RECIPES["paper"]:
+            raise unknown("data set of the authors", dataset, "--dataset", RECIPES["paper"])
+        config = recipe(dataset, "paper", **backbone)
         serve.evaluate_authors(options.authors_checkpoint, config, options.data_dir)
     else:
         serve.evaluate(options.model, options.dataset, options.data_dir)

@@ -286,6 +286,7 @@ def test_bad_pictures_are_listed_or_left_out(photos, tmp_path, capsys):
         (["embed", "nowhere", ".", "--out", "e.txt"], 2, "FILE.npz or FILE.parquet"),
         (["evaluate"], 2, "A MODEL, or --authors-checkpoint"),
         (["evaluate", "--authors-checkpoint", "nowhere"], 4, "cannot read nowhere"),
+        (["evaluate", "--authors-checkpoint", "c.tar", "--dataset", "digits"], 2, "data set of the authors 'digits'"),
         (["table", "mian_results"], 2, "Write 'main_results'"),
         (["watch", "."], 3, "no log"),
     ],
