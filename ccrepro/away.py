@@ -36,6 +36,7 @@ from ccrepro.errors import ConfigError, DataError, Stopped
 from ccrepro.evaluate import evaluate
 from ccrepro.interrupt import StopSignal
 from ccrepro.jobs import MEASURED, Item, Queue, config_of, is_done, planned
+from ccrepro.machine import choose_device
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
 
@@ -241,7 +242,7 @@ def _name_commit() -> None:
 
 def _bench(seconds: float) -> None:
     """Measure this machine, unless that was done."""
-    name = f"bench/{bench.file_name(bench.machine(train.choose_device(Config())))}.json"
+    name = f"bench/{bench.file_name(bench.machine(choose_device(Config())))}.json"
     folders = [files.ROOT / MEASURED, files.ROOT / "results"]
     if not any((folder / name).exists() for folder in folders):
         files.atomic_write(folders[0] / name, json.dumps(bench.quick(seconds), indent=1) + "\n")
@@ -301,7 +302,7 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 def _log_piece(this: run.Run, config: Config, began: float, end: str) -> None:
     """One line for each piece, kept with the run: on what, for how long in all, and how it ended."""
-    where = bench.machine(train.choose_device(config))
+    where = bench.machine(choose_device(config))
     line = {"seconds": round(time.monotonic() - began, 1), "hardware": where, "end": end}
     lines = [*_pieces(this.folder), line]
     files.atomic_write(this.folder / "pieces.jsonl", "".join(f"{json.dumps(each)}\n" for each in lines))

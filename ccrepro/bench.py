@@ -24,6 +24,7 @@ from torch import Tensor
 from ccrepro import augmentations, authors, files, loss, metrics, train
 from ccrepro.config import Config, recipe
 from ccrepro.datasets import ImageSet
+from ccrepro.machine import choose_device, resolve
 from ccrepro.run import hardware, versions
 
 # Augmentation: side of the source, of the view, batch, recipe. As in the paper for its data sets, and CIFAR natively.
@@ -48,7 +49,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
 
 def run(rounds: int = 7, only: tuple[str, ...] = (), device: str = "auto") -> dict[str, Any]:
     """All measurements, as plain JSON values: where they were made, and a list of rows for each of `SECTIONS`."""
-    plain = train.choose_device(recipe("cifar10", "fast", device=device))
+    plain = choose_device(recipe("cifar10", "fast", device=device))
     result = _start(plain)
     for name in only or SECTIONS:
         _measure(result, name, SECTIONS[name](plain, rounds))
@@ -59,7 +60,7 @@ def run(rounds: int = 7, only: tuple[str, ...] = (), device: str = "auto") -> di
 def quick(seconds: float, device: str = "auto") -> dict[str, Any]:
     """As `run`, of a training step and the augmentation at 32 and at 224 pixels alone, ours and the limit; ``left_out``
     says what is missing. Nothing is begun once so many seconds have passed: on a GPU compiling takes most of them."""
-    began, plain = time.monotonic(), train.choose_device(recipe("cifar10", "fast", device=device))
+    began, plain = time.monotonic(), choose_device(recipe("cifar10", "fast", device=device))
     result, (steps, views) = _start(plain), QUICK
     todo = [("step", lambda s=s: full_step(plain, 3, (s,), ("ours", "limit"))) for s in steps]
     todo += [("augmentation", lambda v=v: augmentation(plain, 3, (v,), ("ours", "compiled"))) for v in views]
@@ -281,7 +282,7 @@ def full_step(
     for backbone, stem, side, n_cpu, n_gpu in cases or STEPS:
         n = n_gpu if device.type == "cuda" else n_cpu
         network = {"backbone": backbone, "stem": stem, "image_size": side, "batch_size": n}
-        config = train.resolve(recipe("cifar10", "paper", **network, precision="auto", device=device.type))
+        config = resolve(recipe("cifar10", "paper", **network, precision="auto", device=device.type))
         made = {"ours": _ours, "authors": _authors, "limit": _limit}
         seconds = interleaved({way: made[way](config) for way in ways}, rounds, device)
         rates = {way: n / t["median"] for way, t in seconds.items()}
@@ -339,7 +340,7 @@ def _limit(config: Config) -> Callable[[], Any]:
 def _authors(config: Config) -> Callable[[], Any]:
     """The authors' step: a loader of PIL pictures, which on a GPU has 8 workers; fp32; no channels-last."""
     plain = dataclasses.replace(config, precision="fp32", compile="off")
-    device = train.choose_device(config)
+    device = choose_device(config)
     model = train.build(plain).to(device)
     optimizer = torch.optim.Adam(model.parameters(), config.lr)
     workers = 8 if device.type == "cuda" else 0

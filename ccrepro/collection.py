@@ -28,10 +28,11 @@ from ccrepro.datasets.decode import BadImage
 from ccrepro.datasets.sources import Files
 from ccrepro.errors import CheckpointError, ConfigError, PictureError
 from ccrepro.estimator import view_agreement
+from ccrepro.machine import choose_device
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.run import EpochLog
-from ccrepro.train import Epoch, choose_device, start, train
+from ccrepro.train import Epoch, start, train
 
 FEW = 1_000  # pictures, below which training from scratch is likely to lose against a pretrained start
 FIRM = 0.5  # agreement of views, below which a suggested K is called a hint

@@ -22,6 +22,7 @@ from ccrepro.checkpoint import load_model, save_model
 from ccrepro.config import OWN, Config, own_recipe
 from ccrepro.datasets import ImageSet, as_tensor, own
 from ccrepro.errors import ConfigError, PictureError
+from ccrepro.machine import choose_device
 from ccrepro.model import ContrastiveClusteringModel
 
 VIEWS_SEED = 1  # of the two views that `score` compares: the same for every model
@@ -159,7 +160,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         self.settings = {k: v for k, v in config.overrides().items() if k not in names} if config.dataset == OWN else {}
         self.model_, self.config_, self.side_ = model, config, about.get("side")
         self.value_range_, self.n_features_in_ = _tuple(about.get("value_range")), about.get("n_features")
-        self.model_.to(train.choose_device(config))
+        self.model_.to(choose_device(config))
         return self
 
     @property

@@ -44,13 +44,12 @@ class _Contrast(torch.autograd.Function):
             e.diagonal(start).fill_(0)
             return e
 
-        whole = block(0) if len(rows) <= ROWS else None
+        starts, whole = range(0, len(rows), ROWS), block(0) if len(rows) <= ROWS else None
 
         def blocks() -> Iterable[Tensor]:
             """All of E; where it is more than one block, made anew each time."""
             return map(block, starts) if whole is None else [whole]
 
-        starts = range(0, len(rows), ROWS)
         sums = torch.cat([e.sum(1) for e in blocks()])
         loss = sums.log().sum() + len(rows) / temperature - (scaled * positives).sum()
         weights, gradient = 1 / sums, []

@@ -22,10 +22,11 @@ from ccrepro.config import Config
 from ccrepro.datasets import ImageSet, as_tensor
 from ccrepro.errors import DataError
 from ccrepro.evaluate import represent
+from ccrepro.machine import choose_device, resolve
 from ccrepro.metrics import accuracy, scores
 from ccrepro.model import ContrastiveClusteringModel, build
 from ccrepro.run import hardware, run_folder, versions
-from ccrepro.train import choose_device, pairs, resolve, start, step
+from ccrepro.train import pairs, start, step
 
 ARRIVING = (1, 8, 64, 512)  # images that arrive at once
 POINTS = 10  # times that the stream is scored

@@ -16,9 +16,9 @@ from ccrepro.checkpoint import load_model
 from ccrepro.config import OWN, Config
 from ccrepro.datasets import own
 from ccrepro.errors import ConfigError, NumericalError, PictureError
+from ccrepro.machine import choose_device
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.train import choose_device
 
 
 def load(path: str) -> tuple[ContrastiveClusteringModel, Config, int]:
