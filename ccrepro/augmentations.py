@@ -117,7 +117,7 @@ def apply(images: Tensor, parameters: Parameters, size: int, blur_kernel: int = 
 
 def sharp(images: Tensor, parameters: Parameters, size: int) -> Tensor:
     """The views before their blur: uint8 (N, C, H, W) → float (N, C, S, S) in [0, 1]."""
-    x = resized_crop(images.float() / 255, parameters.box, parameters.flip, size)
+    x = resized_crop(images.float().div_(255), parameters.box, parameters.flip, size)
     if parameters.affine is not None:
         x = affine(x, parameters.affine)
     if torch.compiler.is_compiling() or x.is_cuda:
@@ -135,7 +135,7 @@ def plain(images: Tensor, size: int) -> Tensor:
     n, _, height, width = images.shape
     box = torch.zeros(n, 4, device=images.device)
     box[:, 2], box[:, 3] = height, width  # filled there: a tensor made here would have to be waited for
-    return resized_crop(images.float() / 255, box, torch.zeros(n, dtype=torch.bool, device=images.device), size)
+    return resized_crop(images.float().div_(255), box, torch.zeros(n, dtype=torch.bool, device=images.device), size)
 
 
 def resized_crop(x: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
