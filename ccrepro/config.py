@@ -243,7 +243,7 @@ class Config:
     )
     devices: int = option(1, at_least(1), "processes per node, each with a device; batch_size is of all", machine=True)
     nodes: int = option(1, at_least(1), "machines, each with so many devices", machine=True)
-    threads: int = option(1, at_least(1), "torch threads on the CPU; two were 2 to 25 times slower", machine=True)
+    threads: int = option(1, at_least(1), "torch threads on the CPU; with more, last bits differ", machine=True)
     checkpoint_seconds: float = option(
         10.0, at_least(0), "between checkpoints; more where writing one takes over a fiftieth of it", machine=True
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ccrepro import report, results, run, tables
+from ccrepro import errors, report, results, run, tables
 from ccrepro.config import RECIPES, recipe
 
 ROOT = Path(__file__).parents[1]
@@ -90,6 +90,12 @@ def test_bad_name_stops_make_before_anything_is_written():
     assert done.returncode == 2
     assert "ccrepro: error: unknown data set 'mnist'" in done.stderr
     assert subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout == before
+
+
+def test_docs_explain_every_exit_code():
+    rows = re.findall(r"^\| ([\d, ]+) \|", (ROOT / "docs/results.md").read_text(), flags=re.M)
+    told = {int(code) for row in rows for code in row.split(",")}
+    assert {kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code")} <= told
 
 
 def modules(readme):
