@@ -95,15 +95,13 @@ def _parser() -> Parser:
         _add_settings(command)
     train.add_argument("--resume", action="store_true", help="insist on a checkpoint; one that is there is used anyway")
     train.add_argument("--log", choices=["jsonl", "tensorboard"], default="jsonl", help="the log; JSONL is always kept")
-    for name in ("runs", "results"):
-        train.add_argument(f"--{name}-dir", default=name, help=f"folder of {name}, from the clone's on")
+    _add_folders(train, "runs", "results", "data")
     data = add("datasets", _datasets, "list the data sets, or get one: fetch, verify and pack it for all runs")
     data.add_argument("action", nargs="?", choices=["list", "get"], default="list")
     data.add_argument("dataset", nargs="?", metavar="NAME", help="a data set to get, or folder:PATH")
     data.add_argument("--imagenet", metavar="DIR", help="ILSVRC-2012's training folder, for the two subsets of it")
     data.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
-    for command in (train, data):
-        command.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    _add_folders(data, "data")
     check = add("check", _check, "check the names of a reproduction before it starts")
     plan = add("plan", _plan, "list the cells of a reproduction: done or to run, and the hours that this may take")
     slurm = add("slurm", _slurm, "hand the cells that are to run to SLURM: one job array, one index per cell")
@@ -125,13 +123,13 @@ def _parser() -> Parser:
         "--only", nargs="+", default=[], help="augmentation, losses, scores, step; then nothing is saved"
     )
     bench.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    bench.add_argument("--results-dir", default="results", help="folder of results, from the clone's on")
+    _add_folders(bench, "results")
     add("readme", _readme, "put claims and tables of the published runs into README.md and README.ko.md")
     report = add("report", _report, "make one page of a profile: claims, tables, figures, where numbers come from")
     _add_profile(report)
     stream = add("online", _online, "measure a finished run of the full method on a stream of its images")
     _add_settings(stream)
-    stream.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    _add_folders(stream, "data")
     _add_pictures(add)
     _add_models(add)
     _add_away(add)
@@ -140,6 +138,13 @@ def _parser() -> Parser:
 
 def _add_profile(command: Parser) -> None:
     command.add_argument("--profile", default="demo", help="one of " + ", ".join(PROFILES))
+
+
+def _add_folders(command: Parser, *names: str) -> None:
+    texts = {name: (name, f"folder of {name}; a relative one is taken from the clone") for name in ("runs", "results")}
+    texts["data"] = ("", "folder of data sets; else $CCREPRO_DATA, else data/ in the clone")
+    for name in names:
+        command.add_argument(f"--{name}-dir", default=texts[name][0], help=texts[name][1])
 
 
 def _add_job(slurm: Parser) -> None:
@@ -158,9 +163,7 @@ def _add_job(slurm: Parser) -> None:
         metavar="OPTION",
         help="another of sbatch's, as in --sbatch=--account=me",
     )
-    for name in ("runs", "results"):
-        slurm.add_argument(f"--{name}-dir", default=name, help=f"folder of {name}, from the clone's on")
-    slurm.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    _add_folders(slurm, "runs", "results", "data")
 
 
 def _add_pictures(add: Callable[..., Parser]) -> None:
@@ -190,7 +193,7 @@ def _add_models(add: Callable[..., Parser]) -> None:
     evaluate.add_argument("--authors-checkpoint", metavar="FILE", help="checkpoint_N.tar of the authors' code, instead")
     evaluate.add_argument("--dataset", help="its name; else the one that the model was trained on")
     evaluate.add_argument("--backbone", default=argparse.SUPPRESS, help="of the authors' checkpoint; else resnet34")
-    evaluate.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    _add_folders(evaluate, "data")
     export = add("export", _export, "write a trained model as a checkpoint of the authors' code")
     export.add_argument("model", help="the folder of a finished run, or a saved model")
     export.add_argument("file", help="the checkpoint to write, such as checkpoint_1000.tar")
@@ -212,8 +215,7 @@ def _add_away(add: Callable[..., Parser]) -> None:
     away.add_argument("--out", default="out", metavar="DIR", help="folder of work and fetch for what is to come home")
     away.add_argument("--transfer", type=float, default=63.0, help="of pack: MiB of one transfer, code and load")
     away.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")
-    away.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
-    away.add_argument("--results-dir", default="results", help="folder of results, from the clone's on")
+    _add_folders(away, "results", "data")
 
 
 def _add_settings(command: Parser) -> None:
