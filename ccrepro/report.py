@@ -42,7 +42,7 @@ FIGURES = {
         "scores_by_epoch": "Scores by epoch.",
     },
     "cases": {
-        "cases_right": "The surest right image of each class.",
+        "cases_right": "The surest right image of each class: its class, its cluster, the assignment to it.",
         "cases_wrong": "The surest wrong images.",
         "cases_between": "Images between two clusters.",
     },
