@@ -5,7 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ccrepro import augmentations
 from ccrepro import train as train_module
@@ -207,6 +210,38 @@ def test_a_compiled_step_is_one_graph_and_the_same(patterns, tiny):
         loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
     assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+class Waits(TorchDispatchMode):
+    """Notes what makes the host wait for a GPU: numbers read from it, and tensors moved to or from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)}
+        reads = func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        if len(devices) > 1 or reads:
+            self.found.append(f"{func} {devices}")
+        return out
+
+
+@pytest.mark.parametrize(("dataset", "profile"), [("cifar10", "fast"), ("imagenet10", "paper"), ("digits", "demo")])
+def test_no_step_makes_the_host_wait_for_a_gpu(dataset, profile):
+    """On made-up tensors of a GPU, which have no memory: views, network, losses and what is watched of a step."""
+    config = recipe(dataset, profile, backbone="small", image_size=32, batch_size=8)
+    channels = 1 if dataset == "digits" else 3
+    generator, sizes = torch.Generator().manual_seed(0), torch.full((8, 2), 40)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        drawn = [augmentations.draw(generator, sizes, (40, 40), config).to(torch.device("cuda")) for _ in "ab"]
+        with torch.device("cuda"):
+            model, images = build(config, channels).train(), torch.empty(8, channels, 40, 40, dtype=torch.uint8)
+        with Waits() as waits:
+            views = train_module._views(images, drawn, config)
+            loss, _ = train_module.losses(model, *views, config, config.heads, ALONE)
+    assert (loss.device.type, waits.found) == ("cuda", [])
 
 
 def test_blocks_of_drawn_views_do_not_depend_on_where_an_epoch_is_taken_up(patterns, tiny, monkeypatch):
