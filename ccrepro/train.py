@@ -323,19 +323,21 @@ def _indexed(images: Tensor, order: Tensor, device: torch.device) -> Iterator[Te
 
 
 def _streamed(images: Tensor, order: Tensor, device: torch.device, ahead: int = 4) -> Iterator[Tensor]:
-    """Batches from the host's memory, or mapped from disk, through pinned memory; some threads stay ``ahead`` of us."""
+    """Batches from the host's memory, or mapped from disk, through pinned memory; some threads stay ``ahead`` of us.
+
+    We move them ourselves: which GPU is the current one is each thread's own, and theirs is always the first.
+    """
 
     def fetch(rows: Tensor) -> Tensor:
-        batch = images[rows]
-        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
+        return images[rows].pin_memory() if device.type == "cuda" else images[rows]
 
     with ThreadPoolExecutor(2) as pool:
         waiting = deque()
         for rows in order:
             waiting.append(pool.submit(fetch, rows))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        yield from (batch.result() for batch in waiting)
+                yield waiting.popleft().result().to(device, non_blocking=True)
+        yield from (batch.result().to(device, non_blocking=True) for batch in waiting)
 
 
 def first_pairs(data: ImageSet, config: Config) -> tuple[Tensor, Tensor, Tensor]:

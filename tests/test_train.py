@@ -1,6 +1,7 @@
 import copy
 import dataclasses
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -185,6 +186,16 @@ def test_streamed_batches_are_the_indexed_ones(patterns):
     cpu = torch.device("cpu")
     streamed, indexed = train_module._streamed(images, order, cpu), train_module._indexed(images, order, cpu)
     assert all(torch.equal(a, b) for a, b in zip(streamed, indexed, strict=True))
+
+
+def test_streamed_batches_are_moved_by_the_thread_that_trains(patterns, monkeypatch):
+    """CUDA's current device is a thread's own: another thread would move the batches of every rank to the first GPU."""
+    threads, real = [], torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda *a, **k: threads.append(threading.current_thread()) or real(*a, **k))
+    images, order = torch.from_numpy(patterns.images), torch.randperm(96).view(8, 12)
+    batches = list(train_module._streamed(images, order, torch.device("meta")))
+    assert {batch.device.type for batch in batches} == {"meta"}
+    assert threads == [threading.current_thread()] * 8
 
 
 def test_bf16_is_near_fp32_and_losses_stay_in_fp32(patterns, tiny):
