@@ -109,6 +109,7 @@ def train(
                     _save(state, checkpoints, config, run)
                 if told:
                     stop.signal = told  # some rank's
+                    ranks.agree(0)  # rank 0 has saved: what launched us ends all once one has left
                     raise stop.error(f"epoch {state.epoch + 1}, step {len(state.steps)}", saved)
             report(_close_epoch(state, checkpoints), state.model)
         if checkpoints is not None:

@@ -39,8 +39,8 @@ def together(request, computed):
 
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_equal_one_process(name, together):
-    """Loss, every gradient, what is watched, weights after the step and running statistics, on every rank."""
-    alone = rank_script.first_step(*CASES[name], ranks.ALONE)
+    """Loss, every gradient, what is watched, weights after two steps and running statistics, on every rank."""
+    alone = rank_script.two_steps(*CASES[name], ranks.ALONE)
     assert {"loss", "gradient_norm", "gradient.backbone.conv1.weight", "after.backbone.bn1.running_var"} <= set(alone)
     for rank in together:
         for key, value in alone.items():
@@ -59,6 +59,11 @@ def test_ranks_agree_and_share(together):
     assert [rank["shared"].item() for rank in together] == [100] * size
 
 
+def test_no_rank_leaves_before_rank_0_has_saved(together):
+    """Else what launched them would end rank 0 in the middle of it."""
+    assert all(rank["saved first"] for rank in together)
+
+
 def test_a_rank_blind_to_the_others_would_be_noticed():
     """Half of the batch alone has another loss: what the equality above would catch."""
     config, data = CASES["digits' settings"]
@@ -66,7 +71,7 @@ def test_a_rank_blind_to_the_others_would_be_noticed():
     class Blind(ranks.Ranks):
         size = 2
 
-    whole, half = (rank_script.first_step(config, data, r)["loss"] for r in (ranks.ALONE, Blind()))
+    whole, half = (rank_script.two_steps(config, data, r)["loss"] for r in (ranks.ALONE, Blind()))
     assert (whole - half).abs() > 0.1
 
 
