@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ccrepro.config import Config
-from ccrepro.errors import ConfigError, NumericalError, PeerError, Stopped
+from ccrepro.errors import CheckpointError, ConfigError, NumericalError, PeerError, Stopped
 from ccrepro.machine import choose_device
 
 T = TypeVar("T")
@@ -123,6 +123,9 @@ def settle(config: Config) -> Config:
             what = f"devices x nodes is {config.ranks}, but torchrun started {devices * nodes} processes"
             raise ConfigError(what, "settings devices, nodes", "They must be equal", "Leave --devices and --nodes out")
         config = dataclasses.replace(config, devices=devices, nodes=nodes)
+    elif _by_srun(config) and os.environ.get("SLURM_NTASKS_PER_NODE") != str(config.devices):
+        what, fix = f"devices is {config.devices}", f"Give srun --ntasks-per-node={config.devices}"
+        raise ConfigError(what, "settings devices, nodes", "srun must start as many tasks on each node", fix)
     if config.ranks > 1 and choose_device(config).type == "cuda" and config.devices > torch.cuda.device_count():
         visible = torch.cuda.device_count()
         what, allowed = f"devices is {config.devices}", f"This machine has {visible}"
@@ -132,8 +135,12 @@ def settle(config: Config) -> Config:
 
 def to_be_launched(config: Config) -> bool:
     """Whether the settings ask for several ranks that nobody has started yet."""
-    by_slurm = os.environ.get("SLURM_NTASKS") == str(config.ranks)
-    return config.ranks > 1 and not torch.distributed.is_torchelastic_launched() and not by_slurm
+    return config.ranks > 1 and not torch.distributed.is_torchelastic_launched() and not _by_srun(config)
+
+
+def _by_srun(config: Config) -> bool:
+    """Whether this process is one of as many tasks of srun. SLURM_NTASKS would be there in a job's script too."""
+    return config.ranks > 1 and os.environ.get("SLURM_STEP_NUM_TASKS") == str(config.ranks)
 
 
 def launch(config: Config, arguments: list[str]) -> None:
@@ -189,7 +196,7 @@ def join(config: Config) -> Iterator[Ranks]:
         with together.alive():
             yield together
         torch.distributed.destroy_process_group()
-    except (Stopped, NumericalError, PeerError) as error:
+    except (Stopped, CheckpointError, NumericalError, PeerError) as error:
         if together.rank == 0 and not (isinstance(error, PeerError) and os.environ.get("TORCHELASTIC_RUN_ID") == NAME):
             raise
         raise SystemExit(error.exit_code) from None
@@ -197,15 +204,20 @@ def join(config: Config) -> Iterator[Ranks]:
 
 def _connect(config: Config) -> Together:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
     from lightning_fabric.strategies import DDPStrategy
 
     for name in ("lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional")  # which lightning-fabric gathers with
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # said in a job called "interactive", too
     # Running statistics need no broadcast: those of synchronised batch-norm are the same everywhere.
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before 2.14
-    strategy = DDPStrategy(**{sync: False})
+    # Named here: lightning-fabric takes no notice of srun in a job called "interactive", as salloc's are, and would
+    # start more processes.
+    environment = TorchElasticEnvironment if torch.distributed.is_torchelastic_launched() else SLURMEnvironment
+    strategy = DDPStrategy(cluster_environment=environment(), **{sync: False})
     place = {"accelerator": choose_device(config).type, "devices": config.devices, "num_nodes": config.nodes}
     fabric = Fabric(strategy=strategy, **place)
     fabric.launch()

@@ -91,10 +91,18 @@ def train(
         return None, []
     check_fits(config, len(data.images), data.name)
     run = {"config": dataclasses.asdict(config), "data_sha256": data.sha256}
+    different = _differences(ranks.share(lambda: run), run)
+    if different:
+        what, fix = f"another run than rank 0's: {', '.join(different)}", "Start all with the same command and data"
+        raise ConfigError(what, f"rank {ranks.rank} of {ranks.size}", "Settings and images must be the same", fix)
     config = resolve(config)
     torch.set_num_threads(config.threads)
     state = start(config, data, ranks)
-    _restore(state, ranks.share(checkpoints.load if checkpoints else lambda: None), config, run)
+    found = ranks.share(checkpoints.load if checkpoints else lambda: None)
+    if found:
+        _restore(state, *found, config, run)
+        if ranks.rank == 0:
+            _say_resumed(state, *found, config)
     if state.epoch == 0 and not state.steps:
         report({"epoch": 0}, state.model)
     passes = _passes(config, data)
@@ -375,17 +383,13 @@ def _save(state: State, checkpoints: Checkpoints, config: Config, run: dict[str,
 
 
 def _restore(
-    state: State, found: tuple[Path, dict[str, Tensor], dict[str, Any]] | None, config: Config, run: dict[str, Any]
+    state: State, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], config: Config, run: dict[str, Any]
 ) -> None:
     """Take the run up where a checkpoint left it, on however many ranks. Raises `CheckpointError` for another run's."""
-    if found is None:
-        return
-    path, tensors, facts = found
-    _check_same_run(path, facts, run)
-    for name, now in _machine(config).items():
-        before = facts["machine"].get(name, now)
-        if before != now:
-            print(f"warning: {name} was {before} and is {now}: not bit for bit the same run", flush=True)
+    different = _differences(facts, run)
+    if different:
+        what, allowed = f"{path.name} is of another run: {', '.join(different)}", "Settings and images must be the same"
+        raise CheckpointError(what, str(path.parent), allowed, "Remove that folder to start anew")
     device = choose_device(config)
     model = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
     state.model.load_state_dict(model)
@@ -398,6 +402,13 @@ def _restore(
             state.optimizer.state[parameter][slot] = like.copy_(value)
     state.steps = list(tensors["steps"].to(device)) if "steps" in tensors else []
     state.epoch, state.history, state.seconds = facts["epoch"], facts["history"], facts["seconds"]
+
+
+def _say_resumed(state: State, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], config: Config) -> None:
+    for name, now in _machine(config).items():
+        before = facts["machine"].get(name, now)
+        if before != now:
+            print(f"warning: {name} was {before} and is {now}: not bit for bit the same run", flush=True)
     print(f"{path.parent.name}  resumed after epoch {state.epoch}, step {len(state.steps)}", flush=True)
 
 
@@ -408,13 +419,9 @@ def _machine(config: Config) -> dict[str, Any]:
     }
 
 
-def _check_same_run(path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None:
-    """Raise `CheckpointError` for a checkpoint of other settings or other images."""
-    then, now = (Config(**known["config"]) for known in (facts, run))
-    there, here = then.differences(now), now.differences(then)
-    different = [f"{name} {there[name]} there, {here[name]} here" for name in there]
-    if facts["data_sha256"] != run["data_sha256"]:
-        different.append("other images")
-    if different:
-        what, allowed = f"{path.name} is of another run: {', '.join(different)}", "Settings and images must be the same"
-        raise CheckpointError(what, str(path.parent), allowed, "Remove that folder to start anew")
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """In what the settings and images of two runs differ; nothing where they are the same."""
+    then, now = (Config(**known["config"]) for known in (there, here))
+    old, new = then.differences(now), now.differences(then)
+    images = [] if there["data_sha256"] == here["data_sha256"] else ["other images"]
+    return [f"{name} {old[name]} there, {new[name]} here" for name in old] + images

@@ -110,7 +110,7 @@ def by_torchrun(rank: int, size: int) -> dict[str, Any]:
 def by_srun(rank: int, size: int) -> dict[str, Any]:
     """The environment of a task that srun starts, two on each of two nodes."""
     task = {"PROCID": rank, "LOCALID": rank % 2, "NODEID": rank // 2, "NTASKS": size, "NTASKS_PER_NODE": 2, "NNODES": 2}
-    task |= {"JOB_ID": 1, "JOB_NAME": "test", "NODELIST": "localhost"}
+    task |= {"JOB_ID": 1, "JOB_NAME": "interactive", "NODELIST": "localhost", "STEP_NUM_TASKS": size}
     return {f"SLURM_{name}": value for name, value in task.items()}
 
 

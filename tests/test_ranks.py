@@ -114,6 +114,7 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_with_fewer(tmp_path, cap
     said = job.communicate()[0]
     assert job.returncode == 143, said
     assert said.count("ccrepro: error: stopped by SIGTERM") == 1
+    assert said.count("resumed after epoch") == 1
 
     assert cli.main(options(tmp_path)) == 0
     said = capsys.readouterr().out
@@ -136,6 +137,23 @@ def test_several_ranks_need_the_command_line(patterns, tiny):
         train(dataclasses.replace(tiny, devices=2), patterns)
 
 
+def test_a_rank_that_was_given_another_run_says_so(patterns, tiny):
+    import dataclasses
+
+    from ccrepro.train import train
+
+    class Second(ranks.Ranks):
+        rank, size = 1, 2
+
+        def share(self, make):
+            return {"config": dataclasses.asdict(dataclasses.replace(tiny, seed=7)), "data_sha256": "another's"}
+
+    with pytest.raises(
+        ConfigError, match=r"another run than rank 0's: seed 7 there, 0 here, other images \(rank 1 of 2"
+    ):
+        train(dataclasses.replace(tiny, devices=2), patterns, ranks=Second())
+
+
 def test_nodes_must_know_where_they_meet(monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
@@ -147,4 +165,10 @@ def test_slurms_tasks_are_the_ranks(monkeypatch):
     config = recipe("digits", devices=2, nodes=2)
     assert ranks.to_be_launched(config)
     monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert ranks.to_be_launched(config), "in the script of a job of four tasks, not in one of them"
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert not ranks.to_be_launched(config)
+    with pytest.raises(ConfigError, match=r"devices is 2 .* Give srun --ntasks-per-node=2\.$"):
+        ranks.settle(config)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    assert ranks.settle(config) == config
