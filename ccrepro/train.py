@@ -28,7 +28,7 @@ from ccrepro.datasets import ImageSet, as_tensor
 from ccrepro.errors import CheckpointError, ConfigError, NumericalError
 from ccrepro.interrupt import StopSignal
 from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, pair_cosines
-from ccrepro.machine import choose_device, resolve
+from ccrepro.machine import choose_device, resolve, within_memory
 from ccrepro.model import ContrastiveClusteringModel, build
 from ccrepro.ranks import ALONE, Ranks
 
@@ -82,7 +82,8 @@ def train(
 
     Raises `NumericalError` in the step where a number is not finite (on a GPU: where the next look at them finds it),
     `CheckpointError` for checkpoints that do not fit, and, where there are checkpoints, `Stopped` after SIGTERM or
-    Ctrl-C, once the step under way is saved; `ConfigError` for settings of more ranks than there are.
+    Ctrl-C, once the step under way is saved; `ConfigError` for settings of more ranks than there are, and where the
+    GPU's memory is too small.
     """
     if config.ranks != ranks.size:
         what, allowed = f"devices x nodes is {config.ranks}", f"{ranks.size} trains here"
@@ -96,6 +97,8 @@ def train(
         what, fix = f"another run than rank 0's: {', '.join(different)}", "Start all with the same command and data"
         raise ConfigError(what, f"rank {ranks.rank} of {ranks.size}", "Settings and images must be the same", fix)
     config = resolve(config)
+    if config.compile != "off":
+        torch.compiler.reset()  # what others compiled counts against our limit of eight, and keeps its memory
     torch.set_num_threads(config.threads)
     state = start(config, data, ranks)
     found = ranks.share(checkpoints.load if checkpoints else lambda: None)
@@ -107,7 +110,7 @@ def train(
         report({"epoch": 0}, state.model)
     passes = _passes(config, data)
     saved = f"The step under way was finished and saved in {checkpoints.folder}" if checkpoints else ""
-    with StopSignal(active=checkpoints is not None or ranks.size > 1) as stop:
+    with StopSignal(active=checkpoints is not None or ranks.size > 1) as stop, within_memory(config):
         while state.epoch < config.epochs:
             for _ in _epoch(state, config, passes, ranks):
                 told, due = ranks.agree(stop.signal, checkpoints is not None and checkpoints.due())

@@ -166,6 +166,33 @@ def test_a_loss_that_is_not_finite_stops(patterns, tiny):
     assert caught.value.exit_code == 5
 
 
+def test_a_gpu_whose_memory_is_too_small(patterns, tiny, monkeypatch):
+    said = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB. See more. And more."
+    )
+
+    def full(*args):
+        raise torch.OutOfMemoryError(said)
+
+    monkeypatch.setattr(train_module, "step", full)
+    with pytest.raises(ConfigError) as caught:
+        train(tiny, patterns)
+    assert str(caught.value) == (
+        "the GPU's memory is full (batch_size 32, image_size 8). Tried to allocate 2.00 GiB. GPU 0 has a total "
+        "capacity of 79.10 GiB. Lower batch_size, or end what else runs there."
+    )
+
+
+def test_a_training_keeps_nothing_that_others_compiled(patterns, tiny, monkeypatch):
+    """Torch keeps eight shapes of a function compiled, and runs others as they are: nineteen K's would not be."""
+    calls = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
+    monkeypatch.setattr(train_module, "_compiled_losses", lambda mode: calls.append(mode) or train_module.losses)
+    monkeypatch.setattr(augmentations, "_compiled_sharp", lambda: augmentations.sharp)
+    train(dataclasses.replace(tiny, epochs=1, compile="default"), patterns)
+    assert calls == ["reset", *["default"] * 3]
+
+
 def test_a_batch_larger_than_the_data(patterns):
     with pytest.raises(ConfigError, match="batch_size is 128, but digits has 96 images"):
         train(recipe("digits", n_clusters=3), patterns)
