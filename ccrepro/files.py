@@ -109,7 +109,8 @@ def lock_one(
 
 
 def _try_lock(folder: Path) -> IO[str] | None:
-    """The open lock with this process's name in it; None where another process has it."""
+    """The open lock with this process's name in it; None where another process has it. Raises `LockedError` where the
+    file system knows no locks."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "lock").open("a+")
     try:
@@ -117,6 +118,10 @@ def _try_lock(folder: Path) -> IO[str] | None:
     except BlockingIOError:
         file.close()
         return None
+    except OSError as error:  # a Lustre mounted without flock, say
+        file.close()
+        allowed, fix = "Runs at once must not write there together", "Choose a folder on another file system"
+        raise LockedError(f"cannot lock {folder.name}: {error.strerror}", str(folder), allowed, fix) from None
     _locks.add(file)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

@@ -69,6 +69,15 @@ def test_a_locked_folder_names_its_owner_and_is_free_when_it_dies(tmp_path):
     lock(tmp_path).close()
 
 
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def unknown(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with pytest.raises(LockedError, match=rf"^cannot lock run: Function not implemented \({tmp_path}/run\)\. "):
+        lock(tmp_path / "run")
+
+
 def test_a_child_that_outlives_a_killed_owner_does_not_keep_its_lock(tmp_path):
     code = f"""
 import os, time
