@@ -172,14 +172,22 @@ def launch(config: Config, arguments: list[str]) -> None:
 def _meeting(config: Config) -> dict[str, Any]:
     """Where the nodes meet."""
     if config.nodes == 1:
-        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+        # The address too: ranks would be told this machine's name, which need not be known to it.
+        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    missing = [name for name in names if name not in os.environ]
     if missing:
         what, fix = f"nodes is {config.nodes}, but {missing[0]} is not set", f"Set {', '.join(missing)}, or use srun"
         raise ConfigError(what, "environment", "Each node must know the first one and its own number, from 0", fix)
-    endpoint = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    place = {"rank": int(os.environ["NODE_RANK"])}
-    return {"rdzv_backend": "static", "rdzv_endpoint": endpoint, "rdzv_configs": place}
+    address, port, number = (os.environ[name] for name in names)
+    if number not in map(str, range(config.nodes)):
+        what, allowed = f"NODE_RANK is {number!r}", f"It must be from 0 to {config.nodes - 1}, another on each node"
+        raise ConfigError(what, "environment", allowed, "Correct it")
+    return {
+        "rdzv_backend": "static",
+        "rdzv_endpoint": f"{address}:{port}",
+        "rdzv_configs": {"rank": int(number)},
+    }
 
 
 @contextlib.contextmanager

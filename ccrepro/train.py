@@ -244,8 +244,8 @@ def step(
     """
     model.train()
     forward = losses if config.compile in ("off", "auto") else _compiled_losses(config.compile)
+    optimizer.zero_grad(set_to_none=True)  # before the pass, which has their memory then
     loss, numbers = forward(model, view_a, view_b, config, config.heads if both else "instance", ranks)
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     optimizer.step()

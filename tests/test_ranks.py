@@ -159,6 +159,13 @@ def test_nodes_must_know_where_they_meet(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="nodes is 2, but MASTER_ADDR is not set"):
         ranks._meeting(recipe("digits", nodes=2))
+    for name, value in {"MASTER_ADDR": "first", "MASTER_PORT": "29500", "NODE_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"NODE_RANK is '2' .*from 0 to 1"):
+        ranks._meeting(recipe("digits", nodes=2))
+    monkeypatch.setenv("NODE_RANK", "1")
+    found = ranks._meeting(recipe("digits", nodes=2))
+    assert (found["rdzv_endpoint"], found["rdzv_configs"]) == ("first:29500", {"rank": 1})
 
 
 def test_slurms_tasks_are_the_ranks(monkeypatch):
