@@ -26,6 +26,7 @@ from ccrepro.machine import choose_device
 
 T = TypeVar("T")
 NAME = "ccrepro"  # of the jobs that `launch` starts
+LOST = "lost another process of this run"
 GO_ON = "The same command goes on from the newest checkpoint"
 
 
@@ -107,8 +108,7 @@ class Together(Ranks):
         except (torch.distributed.DistError, RuntimeError) as error:
             if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
                 raise
-            what, where = "lost another process of this run", f"rank {self.rank} of {self.size}"
-            raise PeerError(what, where, "All must live", GO_ON) from error
+            raise PeerError(LOST, f"rank {self.rank} of {self.size}", "All must live", GO_ON) from error
 
 
 def settle(config: Config) -> Config:
@@ -159,11 +159,17 @@ def launch(config: Config, arguments: list[str]) -> None:
     try:
         elastic_launch(job, sys.executable)("-m", "ccrepro", *arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # The first; but that it lost another has a cause, which may have been seen at the same moment.
+        rank, failure = min(
+            error.failures.items(), key=lambda f: (f[1].exitcode == PeerError.exit_code, f[1].timestamp)
+        )
+        where = f"rank {rank} of {config.ranks}, process {failure.pid}"
+        if failure.exitcode == PeerError.exit_code:
+            raise PeerError(LOST, where, "All must live, on all machines", GO_ON) from None
         if failure.exitcode > 1:
             raise SystemExit(failure.exitcode) from None
         ended = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else "an error, told above"
-        what, where = f"a process ended by {ended}", f"rank {rank} of {config.ranks}, process {failure.pid}"
+        what = f"a process ended by {ended}"
         raise PeerError(what, where, "All must live; the others were stopped", GO_ON) from None
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None  # rank 0 has told it

@@ -14,10 +14,11 @@ import pytest
 import rank_script
 import torch
 from rank_script import CASES, ORDER
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from ccrepro import cli, ranks
 from ccrepro.config import recipe
-from ccrepro.errors import ConfigError
+from ccrepro.errors import ConfigError, PeerError
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,6 +122,30 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_with_fewer(tmp_path, cap
     assert "warning: ranks was 2 and is 1: not bit for bit the same run" in said
     assert "resumed after epoch" in said
     assert (tmp_path / "demo/digits/cc-seed5+epochs=3/run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [
+        ({0: 7, 1: -9}, r"^a process ended by SIGKILL \(rank 1 of 2, process 11\)"),
+        (
+            {0: 7, 1: 7},
+            r"^lost another process of this run \(rank 0 of 2, process 10\)\. All must live, on all machines",
+        ),
+        ({1: 1}, r"^a process ended by an error, told above \(rank 1 of 2"),
+        ({0: 7, 1: 5}, "5"),  # it has told its error itself
+    ],
+)
+def test_what_ends_a_job_is_told_in_a_line(monkeypatch, codes, told):
+    """The other ranks of one that has died may be seen to end at the same moment, or be all that there are here."""
+    failures = {rank: ProcessFailure(rank, 10 + rank, code, "none") for rank, code in codes.items()}
+
+    def failed(*arguments):
+        raise ChildFailedError("ccrepro", failures)
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *arguments: failed)
+    with pytest.raises((PeerError, SystemExit), match=told):
+        ranks.launch(recipe("digits", devices=2), [])
 
 
 def test_batch_must_divide_into_the_ranks():
