@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from safetensors.torch import load_file, save
 
 from ccrepro import bench, datasets, files, parcel, release, run, train
@@ -188,7 +187,6 @@ def work(
 
 def _do(item: Item, queue: Queue, seconds: float, data_dir: str, threads: int) -> bool:
     """A line of the queue, unless it is done; False where the time was over before it was."""
-    torch.compiler.reset()  # what other cells had compiled counts against this one's limit
     if not item.settings:
         _bench(min(seconds, 60 * item.minutes))
         return True

@@ -53,7 +53,7 @@ class NumericalError(CcreproError):
 
 
 class LockedError(CcreproError):
-    """A run's folder that another process writes to."""
+    """A run's folder that another process writes to, or that cannot be locked."""
 
     exit_code = 6
 

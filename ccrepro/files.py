@@ -30,7 +30,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{os.getpid()}.", suffix=".tmp")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.{_writer()}.", suffix=".tmp")
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
@@ -58,15 +58,26 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Path) -> int:
-    """Remove what `atomic_write` left below a folder in processes of this machine that were killed; how many."""
-    stale = [path for path in folder.rglob(".*.tmp") if not _alive(path.name.split(".")[-3])]
+def _writer() -> str:
+    """This process, in the name of a file that it has not done yet."""
+    return f"{os.getpid()}-{socket.gethostname().replace('.', '-')}"
+
+
+def sweep(folder: Path, ours: bool = False) -> int:
+    """Remove what `atomic_write` left below a folder in processes of this machine that were killed; how many.
+
+    ours: nobody else is at work in the folder, so that what processes of other machines left there is swept too.
+    """
+    stale = [path for path in folder.rglob(".*.tmp") if not _alive(path.name.split(".")[-3], ours)]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
 
 
-def _alive(pid: str) -> bool:
+def _alive(writer: str, ours: bool) -> bool:
+    pid, _, host = writer.partition("-")
+    if host and not _writer().endswith(f"-{host}"):
+        return not ours  # on a file system that is shared; of them nothing is known
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
@@ -109,7 +120,8 @@ def lock_one(
 
 
 def _try_lock(folder: Path) -> IO[str] | None:
-    """The open lock with this process's name in it; None where another process has it."""
+    """The open lock with this process's name in it; None where another process has it. Raises `LockedError` where the
+    file system knows no locks."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / "lock").open("a+")
     try:
@@ -117,6 +129,10 @@ def _try_lock(folder: Path) -> IO[str] | None:
     except BlockingIOError:
         file.close()
         return None
+    except OSError as error:  # a Lustre mounted without flock, say
+        file.close()
+        allowed, fix = "Runs at once must not write there together", "Choose a folder on another file system"
+        raise LockedError(f"cannot lock {folder.name}: {error.strerror}", str(folder), allowed, fix) from None
     _locks.add(file)
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")

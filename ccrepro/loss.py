@@ -37,7 +37,8 @@ class _Contrast(torch.autograd.Function):
     def forward(ctx: Any, vectors: Tensor, temperature: float) -> Tensor:
         # The smallest entry of E is exp(-2 / t), the smallest float32 is near exp(-87).
         rows = vectors.double() if temperature < MIN_TEMPERATURE else vectors
-        scaled, positives, largest = rows / temperature, rows.roll(len(rows) // 2, 0), rows.new_tensor(-1 / temperature)
+        scaled, positives = rows / temperature, rows.roll(len(rows) // 2, 0)
+        largest = rows.new_full((), -1 / temperature)  # filled there: a tensor made here would have to be waited for
 
         def block(start: int) -> Tensor:
             e = torch.addmm(largest, scaled[start : start + ROWS], rows.T).exp_()

@@ -1,9 +1,11 @@
 """What this machine is, and how a run is carried out on it: every ``auto`` of the settings is decided here."""
 
+import contextlib
 import dataclasses
 import os
 import platform
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -37,6 +39,17 @@ def choose_device(config: Config) -> torch.device:
         what = "no CUDA device found" + (f", CUDA_VISIBLE_DEVICES is {visible!r}" if visible is not None else "")
         raise ConfigError(what, "setting device", "Known here: 'auto', 'cpu'", "Use device=cpu")
     return torch.device("cuda" if available and config.device != "cpu" else "cpu")
+
+
+@contextlib.contextmanager
+def within_memory(config: Config) -> Iterator[None]:
+    """Raise `ConfigError` where the block needs more memory than the GPU has."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        what, where = "the GPU's memory is full", f"batch_size {config.batch_size}, image_size {config.image_size}"
+        said = ". ".join(str(error).split(". ")[1:3])  # how much was asked for, and how much there is
+        raise ConfigError(what, where, said, "Lower batch_size, or end what else runs there") from error
 
 
 def fast_bf16() -> bool:

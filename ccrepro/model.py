@@ -150,6 +150,8 @@ class ContrastiveClusteringModel(nn.Module):
             self.standardize = Standardize(channels)
         self.instance_head = self._head(config.instance_dim, config.head_norm)
         self.cluster_head = self._head(config.n_clusters, config.head_norm)
+        if self.shared:
+            self.instance_head.requires_grad_(False)  # is never called; several ranks would wait for its gradients
 
     def _head(self, n_outputs: int, norm: bool) -> nn.Sequential:
         width, parts = self.backbone.n_features, self.backbone.parts

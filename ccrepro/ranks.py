@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from ccrepro.config import Config
-from ccrepro.errors import ConfigError, NumericalError, PeerError, Stopped
+from ccrepro.errors import CheckpointError, ConfigError, NumericalError, PeerError, Stopped
 from ccrepro.machine import choose_device
 
 T = TypeVar("T")
 NAME = "ccrepro"  # of the jobs that `launch` starts
+LOST = "lost another process of this run"
 GO_ON = "The same command goes on from the newest checkpoint"
 
 
@@ -107,8 +108,7 @@ class Together(Ranks):
         except (torch.distributed.DistError, RuntimeError) as error:
             if not isinstance(error, torch.distributed.DistError) and "gloo" not in str(error):
                 raise
-            what, where = "lost another process of this run", f"rank {self.rank} of {self.size}"
-            raise PeerError(what, where, "All must live", GO_ON) from error
+            raise PeerError(LOST, f"rank {self.rank} of {self.size}", "All must live", GO_ON) from error
 
 
 def settle(config: Config) -> Config:
@@ -123,6 +123,9 @@ def settle(config: Config) -> Config:
             what = f"devices x nodes is {config.ranks}, but torchrun started {devices * nodes} processes"
             raise ConfigError(what, "settings devices, nodes", "They must be equal", "Leave --devices and --nodes out")
         config = dataclasses.replace(config, devices=devices, nodes=nodes)
+    elif _by_srun(config) and os.environ.get("SLURM_NTASKS_PER_NODE") != str(config.devices):
+        what, fix = f"devices is {config.devices}", f"Give srun --ntasks-per-node={config.devices}"
+        raise ConfigError(what, "settings devices, nodes", "srun must start as many tasks on each node", fix)
     if config.ranks > 1 and choose_device(config).type == "cuda" and config.devices > torch.cuda.device_count():
         visible = torch.cuda.device_count()
         what, allowed = f"devices is {config.devices}", f"This machine has {visible}"
@@ -132,8 +135,12 @@ def settle(config: Config) -> Config:
 
 def to_be_launched(config: Config) -> bool:
     """Whether the settings ask for several ranks that nobody has started yet."""
-    by_slurm = os.environ.get("SLURM_NTASKS") == str(config.ranks)
-    return config.ranks > 1 and not torch.distributed.is_torchelastic_launched() and not by_slurm
+    return config.ranks > 1 and not torch.distributed.is_torchelastic_launched() and not _by_srun(config)
+
+
+def _by_srun(config: Config) -> bool:
+    """Whether this process is one of as many tasks of srun. SLURM_NTASKS would be there in a job's script too."""
+    return config.ranks > 1 and os.environ.get("SLURM_STEP_NUM_TASKS") == str(config.ranks)
 
 
 def launch(config: Config, arguments: list[str]) -> None:
@@ -152,11 +159,17 @@ def launch(config: Config, arguments: list[str]) -> None:
     try:
         elastic_launch(job, sys.executable)("-m", "ccrepro", *arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # The first; but that it lost another has a cause, which may have been seen at the same moment.
+        rank, failure = min(
+            error.failures.items(), key=lambda f: (f[1].exitcode == PeerError.exit_code, f[1].timestamp)
+        )
+        where = f"rank {rank} of {config.ranks}, process {failure.pid}"
+        if failure.exitcode == PeerError.exit_code:
+            raise PeerError(LOST, where, "All must live, on all machines", GO_ON) from None
         if failure.exitcode > 1:
             raise SystemExit(failure.exitcode) from None
         ended = signal.Signals(-failure.exitcode).name if failure.exitcode < 0 else "an error, told above"
-        what, where = f"a process ended by {ended}", f"rank {rank} of {config.ranks}, process {failure.pid}"
+        what = f"a process ended by {ended}"
         raise PeerError(what, where, "All must live; the others were stopped", GO_ON) from None
     except SignalException as error:
         raise SystemExit(128 + error.sigval) from None  # rank 0 has told it
@@ -165,14 +178,22 @@ def launch(config: Config, arguments: list[str]) -> None:
 def _meeting(config: Config) -> dict[str, Any]:
     """Where the nodes meet."""
     if config.nodes == 1:
-        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0"}
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK") if name not in os.environ]
+        # The address too: ranks would be told this machine's name, which need not be known to it.
+        return {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+    names = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
+    missing = [name for name in names if name not in os.environ]
     if missing:
         what, fix = f"nodes is {config.nodes}, but {missing[0]} is not set", f"Set {', '.join(missing)}, or use srun"
         raise ConfigError(what, "environment", "Each node must know the first one and its own number, from 0", fix)
-    endpoint = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    place = {"rank": int(os.environ["NODE_RANK"])}
-    return {"rdzv_backend": "static", "rdzv_endpoint": endpoint, "rdzv_configs": place}
+    address, port, number = (os.environ[name] for name in names)
+    if number not in map(str, range(config.nodes)):
+        what, allowed = f"NODE_RANK is {number!r}", f"It must be from 0 to {config.nodes - 1}, another on each node"
+        raise ConfigError(what, "environment", allowed, "Correct it")
+    return {
+        "rdzv_backend": "static",
+        "rdzv_endpoint": f"{address}:{port}",
+        "rdzv_configs": {"rank": int(number)},
+    }
 
 
 @contextlib.contextmanager
@@ -189,7 +210,7 @@ def join(config: Config) -> Iterator[Ranks]:
         with together.alive():
             yield together
         torch.distributed.destroy_process_group()
-    except (Stopped, NumericalError, PeerError) as error:
+    except (Stopped, CheckpointError, NumericalError, PeerError) as error:
         if together.rank == 0 and not (isinstance(error, PeerError) and os.environ.get("TORCHELASTIC_RUN_ID") == NAME):
             raise
         raise SystemExit(error.exit_code) from None
@@ -197,15 +218,20 @@ def join(config: Config) -> Iterator[Ranks]:
 
 def _connect(config: Config) -> Together:
     from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments import SLURMEnvironment, TorchElasticEnvironment
     from lightning_fabric.strategies import DDPStrategy
 
     for name in ("lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional")  # which lightning-fabric gathers with
+    warnings.filterwarnings("ignore", "The `srun` command is available")  # said in a job called "interactive", too
     # Running statistics need no broadcast: those of synchronised batch-norm are the same everywhere.
     known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
     sync = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its name before 2.14
-    strategy = DDPStrategy(**{sync: False})
+    # Named here: lightning-fabric takes no notice of srun in a job called "interactive", as salloc's are, and would
+    # start more processes.
+    environment = TorchElasticEnvironment if torch.distributed.is_torchelastic_launched() else SLURMEnvironment
+    strategy = DDPStrategy(cluster_environment=environment(), **{sync: False})
     place = {"accelerator": choose_device(config).type, "devices": config.devices, "num_nodes": config.nodes}
     fabric = Fabric(strategy=strategy, **place)
     fabric.launch()

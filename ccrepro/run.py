@@ -97,7 +97,7 @@ class Run:
         self.start, self.collapsed = time.monotonic(), False  # whether clusters have died
         self.folder = run_folder(config, runs_dir)
         self._lock = files.lock(self.folder)
-        files.sweep(self.folder)
+        files.sweep(self.folder, ours=True)
         (self.folder / "run.json").unlink(missing_ok=True)
         self.checkpoints = Checkpoints(self.folder, config.checkpoint_seconds)
         clusters = config.heads != "instance"

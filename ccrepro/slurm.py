@@ -18,6 +18,8 @@ from ccrepro.plan import Cell
 
 WARNING = 120  # seconds from the warning to the time limit: the step under way and a checkpoint take less
 
+INDEX = '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"'  # this index of the array, and no other
+
 SCRIPT = """\
 #!/bin/bash
 # Made by ccrepro slurm: one array index for each of {n} cells.
@@ -49,7 +51,7 @@ while kill -0 "$run" 2> /dev/null; do wait "$run"; done  # a signal ends the wai
 wait "$run"
 code=$?
 if [ -n "$again" ] && [ "$code" -ge 128 ]; then  # 143: saved after SIGTERM
-  scontrol requeue "${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"
+  scontrol requeue {index}
 fi
 exit "$code"
 """
@@ -94,13 +96,14 @@ def script(cells: list[Cell], job: Job) -> str:
         cells="\n".join(f'  "{c.cell} {c.dataset} {c.variant} {c.seed}"' for c in to_run),
         command=_command(to_run[0], job),
         terminate=_terminate(job),
+        index=INDEX,
     )
 
 
 def _command(config: Config, job: Job) -> str:
     """What trains a cell of a plan, in the shell's words; several GPUs have a process each, which srun starts.
 
-    After the first process has ended the others have a minute: rank 0 to save, and no longer where one has died.
+    Where one process fails the others are ended. Where one is done the others may go on: rank 0 has the scoring.
     """
     words = [shlex.quote(sys.executable), "-m", "ccrepro", "train", '"$dataset"', "--profile", config.profile]
     words += ["--variant", '"$variant"', "--seed", '"$seed"']
@@ -108,13 +111,14 @@ def _command(config: Config, job: Job) -> str:
         words += [f"--{name}-dir", shlex.quote(folder)]
     if _processes(job) == 1:
         return " ".join(words)
-    srun = ["srun", f"--cpus-per-task={job.cpus}", "--kill-on-bad-exit=0", "--wait=60"]
+    srun = ["srun", f"--cpus-per-task={job.cpus}", "--kill-on-bad-exit=1", "--wait=0"]
     return " ".join([*srun, *words, "--devices", str(max(job.gpus, 1)), "--nodes", str(job.nodes)])
 
 
 def _terminate(job: Job) -> str:
-    """What lets a cell save and end. srun itself must not be told: it kills its tasks on SIGTERM."""
-    return 'kill -TERM "$run"' if _processes(job) == 1 else 'scancel --signal=TERM "$SLURM_JOB_ID"'
+    """What lets a cell save and end. srun itself must not be told: it kills its tasks on SIGTERM. Nor may the job be
+    named by SLURM_JOB_ID, which for one index of an array is the whole array's."""
+    return 'kill -TERM "$run"' if _processes(job) == 1 else f"scancel --signal=TERM {INDEX}"
 
 
 def _processes(job: Job) -> int:

@@ -28,7 +28,7 @@ from ccrepro.datasets import ImageSet, as_tensor
 from ccrepro.errors import CheckpointError, ConfigError, NumericalError
 from ccrepro.interrupt import StopSignal
 from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, pair_cosines
-from ccrepro.machine import choose_device, resolve
+from ccrepro.machine import choose_device, resolve, within_memory
 from ccrepro.model import ContrastiveClusteringModel, build
 from ccrepro.ranks import ALONE, Ranks
 
@@ -82,7 +82,8 @@ def train(
 
     Raises `NumericalError` in the step where a number is not finite (on a GPU: where the next look at them finds it),
     `CheckpointError` for checkpoints that do not fit, and, where there are checkpoints, `Stopped` after SIGTERM or
-    Ctrl-C, once the step under way is saved; `ConfigError` for settings of more ranks than there are.
+    Ctrl-C, once the step under way is saved; `ConfigError` for settings of more ranks than there are, and where the
+    GPU's memory is too small.
     """
     if config.ranks != ranks.size:
         what, allowed = f"devices x nodes is {config.ranks}", f"{ranks.size} trains here"
@@ -91,15 +92,25 @@ def train(
         return None, []
     check_fits(config, len(data.images), data.name)
     run = {"config": dataclasses.asdict(config), "data_sha256": data.sha256}
+    different = _differences(ranks.share(lambda: run), run)
+    if different:
+        what, fix = f"another run than rank 0's: {', '.join(different)}", "Start all with the same command and data"
+        raise ConfigError(what, f"rank {ranks.rank} of {ranks.size}", "Settings and images must be the same", fix)
     config = resolve(config)
+    if config.compile != "off":
+        torch.compiler.reset()  # what others compiled counts against our limit of eight, and keeps its memory
     torch.set_num_threads(config.threads)
     state = start(config, data, ranks)
-    _restore(state, ranks.share(checkpoints.load if checkpoints else lambda: None), config, run)
+    found = ranks.share(checkpoints.load if checkpoints else lambda: None)
+    if found:
+        _restore(state, *found, config, run)
+        if ranks.rank == 0:
+            _say_resumed(state, *found, config)
     if state.epoch == 0 and not state.steps:
         report({"epoch": 0}, state.model)
     passes = _passes(config, data)
     saved = f"The step under way was finished and saved in {checkpoints.folder}" if checkpoints else ""
-    with StopSignal(active=checkpoints is not None or ranks.size > 1) as stop:
+    with StopSignal(active=checkpoints is not None or ranks.size > 1) as stop, within_memory(config):
         while state.epoch < config.epochs:
             for _ in _epoch(state, config, passes, ranks):
                 told, due = ranks.agree(stop.signal, checkpoints is not None and checkpoints.due())
@@ -109,6 +120,7 @@ def train(
                     _save(state, checkpoints, config, run)
                 if told:
                     stop.signal = told  # some rank's
+                    ranks.agree(0)  # rank 0 has saved: what launched us ends all once one has left
                     raise stop.error(f"epoch {state.epoch + 1}, step {len(state.steps)}", saved)
             report(_close_epoch(state, checkpoints), state.model)
         if checkpoints is not None:
@@ -232,8 +244,8 @@ def step(
     """
     model.train()
     forward = losses if config.compile in ("off", "auto") else _compiled_losses(config.compile)
+    optimizer.zero_grad(set_to_none=True)  # before the pass, which has their memory then
     loss, numbers = forward(model, view_a, view_b, config, config.heads if both else "instance", ranks)
-    optimizer.zero_grad(set_to_none=True)
     loss.backward()
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     optimizer.step()
@@ -323,19 +335,21 @@ def _indexed(images: Tensor, order: Tensor, device: torch.device) -> Iterator[Te
 
 
 def _streamed(images: Tensor, order: Tensor, device: torch.device, ahead: int = 4) -> Iterator[Tensor]:
-    """Batches from the host's memory, or mapped from disk, through pinned memory; some threads stay ``ahead`` of us."""
+    """Batches from the host's memory, or mapped from disk, through pinned memory; some threads stay ``ahead`` of us.
+
+    We move them ourselves: which GPU is the current one is each thread's own, and theirs is always the first.
+    """
 
     def fetch(rows: Tensor) -> Tensor:
-        batch = images[rows]
-        return batch.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else batch
+        return images[rows].pin_memory() if device.type == "cuda" else images[rows]
 
     with ThreadPoolExecutor(2) as pool:
         waiting = deque()
         for rows in order:
             waiting.append(pool.submit(fetch, rows))
             if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        yield from (batch.result() for batch in waiting)
+                yield waiting.popleft().result().to(device, non_blocking=True)
+        yield from (batch.result().to(device, non_blocking=True) for batch in waiting)
 
 
 def first_pairs(data: ImageSet, config: Config) -> tuple[Tensor, Tensor, Tensor]:
@@ -372,17 +386,13 @@ def _save(state: State, checkpoints: Checkpoints, config: Config, run: dict[str,
 
 
 def _restore(
-    state: State, found: tuple[Path, dict[str, Tensor], dict[str, Any]] | None, config: Config, run: dict[str, Any]
+    state: State, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], config: Config, run: dict[str, Any]
 ) -> None:
     """Take the run up where a checkpoint left it, on however many ranks. Raises `CheckpointError` for another run's."""
-    if found is None:
-        return
-    path, tensors, facts = found
-    _check_same_run(path, facts, run)
-    for name, now in _machine(config).items():
-        before = facts["machine"].get(name, now)
-        if before != now:
-            print(f"warning: {name} was {before} and is {now}: not bit for bit the same run", flush=True)
+    different = _differences(facts, run)
+    if different:
+        what, allowed = f"{path.name} is of another run: {', '.join(different)}", "Settings and images must be the same"
+        raise CheckpointError(what, str(path.parent), allowed, "Remove that folder to start anew")
     device = choose_device(config)
     model = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
     state.model.load_state_dict(model)
@@ -395,6 +405,13 @@ def _restore(
             state.optimizer.state[parameter][slot] = like.copy_(value)
     state.steps = list(tensors["steps"].to(device)) if "steps" in tensors else []
     state.epoch, state.history, state.seconds = facts["epoch"], facts["history"], facts["seconds"]
+
+
+def _say_resumed(state: State, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], config: Config) -> None:
+    for name, now in _machine(config).items():
+        before = facts["machine"].get(name, now)
+        if before != now:
+            print(f"warning: {name} was {before} and is {now}: not bit for bit the same run", flush=True)
     print(f"{path.parent.name}  resumed after epoch {state.epoch}, step {len(state.steps)}", flush=True)
 
 
@@ -405,13 +422,9 @@ def _machine(config: Config) -> dict[str, Any]:
     }
 
 
-def _check_same_run(path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None:
-    """Raise `CheckpointError` for a checkpoint of other settings or other images."""
-    then, now = (Config(**known["config"]) for known in (facts, run))
-    there, here = then.differences(now), now.differences(then)
-    different = [f"{name} {there[name]} there, {here[name]} here" for name in there]
-    if facts["data_sha256"] != run["data_sha256"]:
-        different.append("other images")
-    if different:
-        what, allowed = f"{path.name} is of another run: {', '.join(different)}", "Settings and images must be the same"
-        raise CheckpointError(what, str(path.parent), allowed, "Remove that folder to start anew")
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """In what the settings and images of two runs differ; nothing where they are the same."""
+    then, now = (Config(**known["config"]) for known in (there, here))
+    old, new = then.differences(now), now.differences(then)
+    images = [] if there["data_sha256"] == here["data_sha256"] else ["other images"]
+    return [f"{name} {old[name]} there, {new[name]} here" for name in old] + images

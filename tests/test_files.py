@@ -56,6 +56,23 @@ def test_sweep_removes_what_the_dead_left_and_spares_the_living(tmp_path):
     assert sorted(path.name for path in (tmp_path / "below").iterdir()) == sorted(names[1:])
 
 
+def test_sweep_spares_what_other_machines_may_be_writing(tmp_path, monkeypatch):
+    """On a file system that they share; but not in a folder that is this process's alone."""
+    path = tmp_path / "a.json"
+    with monkeypatch.context() as there:
+        there.setattr("socket.gethostname", lambda: "node-7.cluster")
+        there.setattr("os.getpid", lambda: 2**22 + 1)  # nobody's here
+        there.setattr("os.replace", lambda *names: os._exit(9))
+        if os.fork() == 0:
+            atomic_write(path, "half")
+    os.wait()
+    (scrap,) = tmp_path.iterdir()
+    assert scrap.name.startswith(f".a.json.{2**22 + 1}-node-7-cluster.")
+    assert sweep(tmp_path) == 0
+    assert sweep(tmp_path, ours=True) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_locked_folder_names_its_owner_and_is_free_when_it_dies(tmp_path):
     code = f"from pathlib import Path; from ccrepro.files import lock; held = lock(Path({str(tmp_path)!r})); input()"
     owner = subprocess.Popen([sys.executable, "-c", f"{code}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -67,6 +84,15 @@ def test_a_locked_folder_names_its_owner_and_is_free_when_it_dies(tmp_path):
     owner.kill()
     owner.wait()
     lock(tmp_path).close()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def unknown(*args):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with pytest.raises(LockedError, match=rf"^cannot lock run: Function not implemented \({tmp_path}/run\)\. "):
+        lock(tmp_path / "run")
 
 
 def test_a_child_that_outlives_a_killed_owner_does_not_keep_its_lock(tmp_path):

@@ -1,8 +1,12 @@
 import hashlib
 import json
 import os
+import subprocess
+import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -117,6 +121,9 @@ def test_an_interrupted_packing_goes_on_where_it_stopped(pictures, place, monkey
     real, jobs = pack._decode_chunk, []
 
     class InThisProcess:
+        def __init__(self, cores, initializer):
+            assert cores == len(os.sched_getaffinity(0))
+
         def __enter__(self):
             return self
 
@@ -139,6 +146,34 @@ def test_an_interrupted_packing_goes_on_where_it_stopped(pictures, place, monkey
     again = pack.write(place, source)
     assert jobs == [0, 4, 8, 8]
     assert np.array_equal(again.images, whole)
+
+
+def test_a_decoder_that_is_killed_is_told_in_a_line(pictures, place, monkeypatch):
+    def killed(*args):
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(pack, "_progress", killed)
+    with pytest.raises(DataError, match=r"^a process that decodes was killed, .*mine\.partial\)\. .* Run it again"):
+        pack.write(place, folder(pictures, side=16))
+
+
+def test_decoders_end_with_a_process_that_is_killed():
+    code = """
+import time
+from concurrent.futures import ProcessPoolExecutor
+from ccrepro.datasets.pack import _end_with_parent
+pool = ProcessPoolExecutor(2, initializer=_end_with_parent)
+waiting = [pool.submit(time.sleep, 0.2) for _ in "ab"]
+print([job.result() for job in waiting], flush=True)
+time.sleep(60)
+"""
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
+    parent.stdout.readline()
+    workers = psutil.Process(parent.pid).children()
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
 
 
 def test_an_interrupted_packing_of_something_else_is_dropped(pictures, place):

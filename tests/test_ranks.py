@@ -14,10 +14,11 @@ import pytest
 import rank_script
 import torch
 from rank_script import CASES, ORDER
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from ccrepro import cli, ranks
 from ccrepro.config import recipe
-from ccrepro.errors import ConfigError
+from ccrepro.errors import ConfigError, PeerError
 
 ROOT = Path(__file__).parents[1]
 
@@ -39,8 +40,8 @@ def together(request, computed):
 
 @pytest.mark.parametrize("name", CASES)
 def test_ranks_equal_one_process(name, together):
-    """Loss, every gradient, what is watched, weights after the step and running statistics, on every rank."""
-    alone = rank_script.first_step(*CASES[name], ranks.ALONE)
+    """Loss, every gradient, what is watched, weights after two steps and running statistics, on every rank."""
+    alone = rank_script.two_steps(*CASES[name], ranks.ALONE)
     assert {"loss", "gradient_norm", "gradient.backbone.conv1.weight", "after.backbone.bn1.running_var"} <= set(alone)
     for rank in together:
         for key, value in alone.items():
@@ -59,6 +60,11 @@ def test_ranks_agree_and_share(together):
     assert [rank["shared"].item() for rank in together] == [100] * size
 
 
+def test_no_rank_leaves_before_rank_0_has_saved(together):
+    """Else what launched them would end rank 0 in the middle of it."""
+    assert all(rank["saved first"] for rank in together)
+
+
 def test_a_rank_blind_to_the_others_would_be_noticed():
     """Half of the batch alone has another loss: what the equality above would catch."""
     config, data = CASES["digits' settings"]
@@ -66,7 +72,7 @@ def test_a_rank_blind_to_the_others_would_be_noticed():
     class Blind(ranks.Ranks):
         size = 2
 
-    whole, half = (rank_script.first_step(config, data, r)["loss"] for r in (ranks.ALONE, Blind()))
+    whole, half = (rank_script.two_steps(config, data, r)["loss"] for r in (ranks.ALONE, Blind()))
     assert (whole - half).abs() > 0.1
 
 
@@ -109,12 +115,37 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_with_fewer(tmp_path, cap
     said = job.communicate()[0]
     assert job.returncode == 143, said
     assert said.count("ccrepro: error: stopped by SIGTERM") == 1
+    assert said.count("resumed after epoch") == 1
 
     assert cli.main(options(tmp_path)) == 0
     said = capsys.readouterr().out
     assert "warning: ranks was 2 and is 1: not bit for bit the same run" in said
     assert "resumed after epoch" in said
     assert (tmp_path / "demo/digits/cc-seed5+epochs=3/run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [
+        ({0: 7, 1: -9}, r"^a process ended by SIGKILL \(rank 1 of 2, process 11\)"),
+        (
+            {0: 7, 1: 7},
+            r"^lost another process of this run \(rank 0 of 2, process 10\)\. All must live, on all machines",
+        ),
+        ({1: 1}, r"^a process ended by an error, told above \(rank 1 of 2"),
+        ({0: 7, 1: 5}, "5"),  # it has told its error itself
+    ],
+)
+def test_what_ends_a_job_is_told_in_a_line(monkeypatch, codes, told):
+    """The other ranks of one that has died may be seen to end at the same moment, or be all that there are here."""
+    failures = {rank: ProcessFailure(rank, 10 + rank, code, "none") for rank, code in codes.items()}
+
+    def failed(*arguments):
+        raise ChildFailedError("ccrepro", failures)
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", lambda *arguments: failed)
+    with pytest.raises((PeerError, SystemExit), match=told):
+        ranks.launch(recipe("digits", devices=2), [])
 
 
 def test_batch_must_divide_into_the_ranks():
@@ -131,15 +162,45 @@ def test_several_ranks_need_the_command_line(patterns, tiny):
         train(dataclasses.replace(tiny, devices=2), patterns)
 
 
+def test_a_rank_that_was_given_another_run_says_so(patterns, tiny):
+    import dataclasses
+
+    from ccrepro.train import train
+
+    class Second(ranks.Ranks):
+        rank, size = 1, 2
+
+        def share(self, make):
+            return {"config": dataclasses.asdict(dataclasses.replace(tiny, seed=7)), "data_sha256": "another's"}
+
+    with pytest.raises(
+        ConfigError, match=r"another run than rank 0's: seed 7 there, 0 here, other images \(rank 1 of 2"
+    ):
+        train(dataclasses.replace(tiny, devices=2), patterns, ranks=Second())
+
+
 def test_nodes_must_know_where_they_meet(monkeypatch):
     for name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(ConfigError, match="nodes is 2, but MASTER_ADDR is not set"):
         ranks._meeting(recipe("digits", nodes=2))
+    for name, value in {"MASTER_ADDR": "first", "MASTER_PORT": "29500", "NODE_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"NODE_RANK is '2' .*from 0 to 1"):
+        ranks._meeting(recipe("digits", nodes=2))
+    monkeypatch.setenv("NODE_RANK", "1")
+    found = ranks._meeting(recipe("digits", nodes=2))
+    assert (found["rdzv_endpoint"], found["rdzv_configs"]) == ("first:29500", {"rank": 1})
 
 
 def test_slurms_tasks_are_the_ranks(monkeypatch):
     config = recipe("digits", devices=2, nodes=2)
     assert ranks.to_be_launched(config)
     monkeypatch.setenv("SLURM_NTASKS", "4")
+    assert ranks.to_be_launched(config), "in the script of a job of four tasks, not in one of them"
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
     assert not ranks.to_be_launched(config)
+    with pytest.raises(ConfigError, match=r"devices is 2 .* Give srun --ntasks-per-node=2\.$"):
+        ranks.settle(config)
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "2")
+    assert ranks.settle(config) == config

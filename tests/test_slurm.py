@@ -92,10 +92,10 @@ def test_several_gpus_have_a_process_each_and_are_told_by_scancel(root, capsys):
     text = dry_run(capsys, *CELLS, "--gpus-per-cell", "4", "--nodes", "2")
     assert {"#SBATCH --nodes=2", "#SBATCH --ntasks-per-node=4", "#SBATCH --gres=gpu:4"} <= set(text.splitlines())
     (command,) = re.findall(r"^srun .* &$", text, flags=re.M)
-    assert command.startswith("srun --cpus-per-task=4 --kill-on-bad-exit=0 --wait=60 ")
+    assert command.startswith("srun --cpus-per-task=4 --kill-on-bad-exit=1 --wait=0 ")
     assert command.endswith(" --devices 4 --nodes 2 &")
     assert 'kill -TERM "$run"' not in text, "srun kills its tasks on SIGTERM"
-    assert 'scancel --signal=TERM "$SLURM_JOB_ID"' in text
+    assert 'scancel --signal=TERM "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"' in text, "no other index"
 
 
 @pytest.mark.parametrize("gpus", ["1", "8"])

@@ -1,11 +1,15 @@
 import copy
 import dataclasses
 import math
+import threading
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ccrepro import augmentations
 from ccrepro import train as train_module
@@ -162,6 +166,33 @@ def test_a_loss_that_is_not_finite_stops(patterns, tiny):
     assert caught.value.exit_code == 5
 
 
+def test_a_gpu_whose_memory_is_too_small(patterns, tiny, monkeypatch):
+    said = (
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB. See more. And more."
+    )
+
+    def full(*args):
+        raise torch.OutOfMemoryError(said)
+
+    monkeypatch.setattr(train_module, "step", full)
+    with pytest.raises(ConfigError) as caught:
+        train(tiny, patterns)
+    assert str(caught.value) == (
+        "the GPU's memory is full (batch_size 32, image_size 8). Tried to allocate 2.00 GiB. GPU 0 has a total "
+        "capacity of 79.10 GiB. Lower batch_size, or end what else runs there."
+    )
+
+
+def test_a_training_keeps_nothing_that_others_compiled(patterns, tiny, monkeypatch):
+    """Torch keeps eight shapes of a function compiled, and runs others as they are: nineteen K's would not be."""
+    calls = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: calls.append("reset"))
+    monkeypatch.setattr(train_module, "_compiled_losses", lambda mode: calls.append(mode) or train_module.losses)
+    monkeypatch.setattr(augmentations, "_compiled_sharp", lambda: augmentations.sharp)
+    train(dataclasses.replace(tiny, epochs=1, compile="default"), patterns)
+    assert calls == ["reset", *["default"] * 3]
+
+
 def test_a_batch_larger_than_the_data(patterns):
     with pytest.raises(ConfigError, match="batch_size is 128, but digits has 96 images"):
         train(recipe("digits", n_clusters=3), patterns)
@@ -182,6 +213,16 @@ def test_streamed_batches_are_the_indexed_ones(patterns):
     cpu = torch.device("cpu")
     streamed, indexed = train_module._streamed(images, order, cpu), train_module._indexed(images, order, cpu)
     assert all(torch.equal(a, b) for a, b in zip(streamed, indexed, strict=True))
+
+
+def test_streamed_batches_are_moved_by_the_thread_that_trains(patterns, monkeypatch):
+    """CUDA's current device is a thread's own: another thread would move the batches of every rank to the first GPU."""
+    threads, real = [], torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda *a, **k: threads.append(threading.current_thread()) or real(*a, **k))
+    images, order = torch.from_numpy(patterns.images), torch.randperm(96).view(8, 12)
+    batches = list(train_module._streamed(images, order, torch.device("meta")))
+    assert {batch.device.type for batch in batches} == {"meta"}
+    assert threads == [threading.current_thread()] * 8
 
 
 def test_bf16_is_near_fp32_and_losses_stay_in_fp32(patterns, tiny):
@@ -207,6 +248,38 @@ def test_a_compiled_step_is_one_graph_and_the_same(patterns, tiny):
         loss.backward()
         found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
     assert_close(*found, rtol=1e-5, atol=1e-6)
+
+
+class Waits(TorchDispatchMode):
+    """Notes what makes the host wait for a GPU: numbers read from it, and tensors moved to or from it."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        devices = {leaf.device.type for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)}
+        reads = func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        if len(devices) > 1 or reads:
+            self.found.append(f"{func} {devices}")
+        return out
+
+
+@pytest.mark.parametrize(("dataset", "profile"), [("cifar10", "fast"), ("imagenet10", "paper"), ("digits", "demo")])
+def test_no_step_makes_the_host_wait_for_a_gpu(dataset, profile):
+    """On made-up tensors of a GPU, which have no memory: views, network, losses and what is watched of a step."""
+    config = recipe(dataset, profile, backbone="small", image_size=32, batch_size=8)
+    channels = 1 if dataset == "digits" else 3
+    generator, sizes = torch.Generator().manual_seed(0), torch.full((8, 2), 40)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        drawn = [augmentations.draw(generator, sizes, (40, 40), config).to(torch.device("cuda")) for _ in "ab"]
+        with torch.device("cuda"):
+            model, images = build(config, channels).train(), torch.empty(8, channels, 40, 40, dtype=torch.uint8)
+        with Waits() as waits:
+            views = train_module._views(images, drawn, config)
+            loss, _ = train_module.losses(model, *views, config, config.heads, ALONE)
+    assert (loss.device.type, waits.found) == ("cuda", [])
 
 
 def test_blocks_of_drawn_views_do_not_depend_on_where_an_epoch_is_taken_up(patterns, tiny, monkeypatch):

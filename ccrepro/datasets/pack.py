@@ -8,12 +8,15 @@ goes on where it stopped. No array is ever in memory as a whole: a packed set ma
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -124,7 +127,10 @@ def _check_space(folder: Path, needed: int) -> None:
 
 
 def _decoded(scratch: Path, source: Files, made_from: str, skip_bad: bool) -> tuple[Arrays, np.ndarray]:
-    """Decode all files with every core into ``images.npy``; what an earlier try has done is kept."""
+    """Decode all files with every core of ours into ``images.npy``; what an earlier try has done is kept.
+
+    Raises `DataError` where a process is killed.
+    """
     n, side = len(source.paths), source.side
     done = _done(scratch, made_from)
     if not done:
@@ -133,11 +139,19 @@ def _decoded(scratch: Path, source: Files, made_from: str, skip_bad: bool) -> tu
         np.lib.format.open_memmap(scratch / "images.npy", "w+", np.uint8, (n, 3, side, side)).flush()
         (scratch / "done.txt").write_text(f"{made_from}\n")
     todo = [(scratch, i, source.paths[i : i + CHUNK], side) for i in range(0, n, CHUNK) if i not in done]
-    with (scratch / "done.txt").open("a") as log, ProcessPoolExecutor() as pool:
-        for start, chunk in _progress(pool.map(_decode_chunk, todo), len(todo), n):
-            log.write(json.dumps([start, chunk]) + "\n")
-            log.flush()
-            done[start] = chunk
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None  # ours, not all of a shared node
+    try:
+        with (scratch / "done.txt").open("a") as log, ProcessPoolExecutor(cores, initializer=_end_with_parent) as pool:
+            for start, chunk in _progress(pool.map(_decode_chunk, todo), len(todo), n):
+                log.write(json.dumps([start, chunk]) + "\n")
+                log.flush()
+                done[start] = chunk
+    except BrokenProcessPool:
+        what, fix = (
+            "a process that decodes was killed, perhaps for want of memory",
+            "Run it again: it goes on from here",
+        )
+        raise DataError(what, str(scratch), "All must live", fix) from None
     sizes: list[Any] = [size for start in sorted(done) for size in done[start]]
     bad = [i for i, size in enumerate(sizes) if isinstance(size, str)]
     for i in bad:
@@ -173,6 +187,11 @@ def _done(scratch: Path, made_from: str) -> dict[int, list[Any]]:
         return dict(map(json.loads, lines)) if head == made_from else {}
     except (OSError, ValueError):
         return {}
+
+
+def _end_with_parent() -> None:
+    """Else a worker would wait for ever for work of a parent that was killed."""
+    threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def _decode_chunk(job: tuple[Path, int, list[Path], int]) -> tuple[int, list[Any]]:
