@@ -147,11 +147,8 @@ def _decoded(scratch: Path, source: Files, made_from: str, skip_bad: bool) -> tu
                 log.flush()
                 done[start] = chunk
     except BrokenProcessPool:
-        what, fix = (
-            "a process that decodes was killed, perhaps for want of memory",
-            "Run it again: it goes on from here",
-        )
-        raise DataError(what, str(scratch), "All must live", fix) from None
+        what = "a process that decodes was killed, perhaps for want of memory"
+        raise DataError(what, str(scratch), "All must live", "Run it again: it goes on from here") from None
     sizes: list[Any] = [size for start in sorted(done) for size in done[start]]
     bad = [i for i, size in enumerate(sizes) if isinstance(size, str)]
     for i in bad:
