@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # more is taken for a decompression bomb
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
 
 
 class BadImage(Exception):
@@ -37,9 +37,10 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """The picture in RGB."""
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a channel, or more, in grey
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535 if values.max(initial=0) > 255 else 255
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a channel, or more, in grey; or fractions
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        tops = (1, 255, 65535) if image.mode == "F" else (255, 65535)
+        top = next((top for top in tops if values.max(initial=0) <= top), tops[-1])
         image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
