@@ -4,6 +4,7 @@ Letters: N images, C channels, H, W sides, S side of the square that files are d
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -14,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ccrepro.datasets.decode import SUFFIXES, BadImage, decode
-from ccrepro.datasets.sources import digits, image_files
+from ccrepro.datasets.sources import digits, image_files, is_image, visible_files
 from ccrepro.errors import PictureError
 
 LARGEST_SIDE = 256  # that a picture is kept at
@@ -103,9 +104,18 @@ def list_pictures(path: str | Path) -> list[Path]:
         raise PictureError(f"no folder or picture {path}", "pictures", "Name one that is there", "Correct it")
     found = image_files(path, deep=True)
     if not found:
-        what, allowed = f"no pictures in {path}", f"Files that end in {', '.join(SUFFIXES)}"
+        others = left_out(path)
+        what = f"no pictures in {path}" + (f", but {others}" if others else "")
+        allowed = f"Files that end in {', '.join(SUFFIXES)}"
         raise PictureError(what, "pictures", allowed, "Choose another folder")
     return found
+
+
+def left_out(path: str | Path) -> str:
+    """The files of a folder that `list_pictures` does not list, by kind: "2 .heic, 1 broken link", or nothing."""
+    others = [p for p in visible_files(Path(path), deep=True) if not is_image(p)]
+    kinds = Counter((p.suffix.lower() or "without ending") if p.is_file() else "broken link" for p in others)
+    return ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common())
 
 
 def usual_side(paths: Sequence[str | Path], n: int = 200) -> int:
