@@ -162,8 +162,8 @@ def _training(out: Path) -> Path:
 
 def table(collection: Collection, found: Clusters) -> pd.DataFrame:
     """path, cluster, confidence: one row per picture, in the order of the paths."""
-    columns = {"path": collection.paths, "cluster": found.cluster, "confidence": found.confidence.round(4)}
-    return pd.DataFrame(columns)
+    paths = [files.readable(path) for path in collection.paths]
+    return pd.DataFrame({"path": paths, "cluster": found.cluster, "confidence": found.confidence.round(4)})
 
 
 def save(collection: Collection, found: Clusters, out: Path) -> None:
@@ -290,7 +290,10 @@ def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings:
         raise ConfigError(what, "--out", allowed, "Choose a folder outside")
     with files.lock(_training(out)):
         collection = read(folder, out / "packed", skip_bad)
-        print(f"{len(collection.paths):,} pictures, kept at {collection.side}×{collection.side} pixels", flush=True)
+        others = own.left_out(folder)
+        note = f"; left out, of kinds that are not read: {others}" if others else ""
+        side = collection.side
+        print(f"{len(collection.paths):,} pictures, kept at {side}×{side} pixels{note}", flush=True)
         own_recipe(
             max(numbers), len(collection.paths), collection.data.images.shape[1:], **settings
         )  # or it fails late

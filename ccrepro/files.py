@@ -49,6 +49,11 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     return path
 
 
+def readable(name: str | Path) -> str:
+    """A file's name as text for people: bytes that are not UTF-8 become ``\\xe9`` and the like."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename last through a power cut."""
     handle = os.open(folder, os.O_RDONLY)

@@ -1,5 +1,6 @@
 """A folder of pictures from the command line: what is written, what is printed, and what is refused."""
 
+import importlib.util
 import io
 import json
 import os
@@ -8,7 +9,7 @@ import subprocess
 import sys
 import time
 from html.parser import HTMLParser
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 import pandas as pd
@@ -59,6 +60,35 @@ def test_csv_has_every_picture_and_the_kinds_are_found(photos, clustered):
     assert facts["scores"]["acc"] > 0.9
     kinds = found.path.str[0]
     assert pd.crosstab(kinds, found.cluster).max(axis=1).sum() / 48 == pytest.approx(facts["scores"]["acc"])
+
+
+ODD = ["a'b.png", 'a"b.png', "100%.png", "a,b;c.png", "new\nline.png", "=1+1.png", "-x.png", " y .png", "日本 😀.png"]
+
+
+def test_pictures_of_any_name_get_through(tmp_path, capsys, monkeypatch):
+    """Also of one that is not in UTF-8, as from an old archive: the bytes in question are shown as escapes."""
+    names = [*map(os.fsencode, ODD), b"caf\xe9.png"]
+    (tmp_path / "Bilder ä").mkdir()
+    for i, name in enumerate(names):
+        picture(i % 3, np.random.default_rng(i)).save(tmp_path / "Bilder ä" / os.fsdecode(name), "PNG")
+    out, arguments = tmp_path / "out", ["--n-clusters", "2", "--epochs", "1"]
+    assert main(["cluster", str(tmp_path / "Bilder ä"), "--out", str(out), *arguments]) == 0
+    assert set(pd.read_csv(out / "clusters.csv").path) == {*ODD, "caf\\xe9.png"}
+    links = [unquote_to_bytes(link) for link in Links((out / "index.html").read_text()).found["href"] if link[0] != "#"]
+    assert {os.path.basename(link) for link in links} == set(names)
+    assert all(os.path.exists(os.path.join(os.fsencode(out), link)) for link in links)
+
+    paths = [os.fsencode(tmp_path / "Bilder ä") + b"/" + name for name in names if b"\n" not in name]
+    for encoding in ("utf-8", "ascii"):
+        screen = io.TextIOWrapper(io.BytesIO(), encoding)
+        listed = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf" + b"\r\n".join(paths)), encoding)
+        monkeypatch.setattr("sys.stdin", listed)
+        monkeypatch.setattr("sys.stdout", screen)
+        assert main(["predict", str(out), "-"]) == 0
+        screen.seek(0)
+        assert [os.fsencode(json.loads(line)["path"]) for line in screen.buffer.getvalue().splitlines()] == paths
+    for kind in ("npz", "parquet") if importlib.util.find_spec("pyarrow") else ("npz",):
+        assert main(["embed", str(out), str(tmp_path / "Bilder ä"), "--out", str(tmp_path / f"e.{kind}")]) == 0
 
 
 class Links(HTMLParser):
