@@ -23,7 +23,7 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")
-            upright = _rgb(ImageOps.exif_transpose(image))
+            upright = as_seen(image)
     except UnidentifiedImageError:
         raise BadImage("empty file" if Path(path).stat().st_size == 0 else "not an image") from None
     except Image.DecompressionBombError as error:  # Pillow's own limit is higher than ours
@@ -35,8 +35,9 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     return np.asarray(square).transpose(2, 0, 1), size
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB."""
+def as_seen(image: Image.Image) -> Image.Image:
+    """The picture in RGB, turned as its EXIF says, transparency laid on white."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16 bits a channel, or more, in grey; or fractions
         values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
         tops = (1, 255, 65535) if image.mode == "F" else (255, 65535)
