@@ -133,6 +133,15 @@ def _owner(folder: Path) -> str:
     return (folder / "lock").read_text().strip() or "another process"
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a process has claimed a folder with `lock`, as far as one can know of a process on another machine."""
+    try:
+        _, pid, _, host = (folder / "lock").read_text().split()
+    except (OSError, ValueError):
+        return False
+    return host != socket.gethostname() or _alive(pid)
+
+
 def git(*arguments: str) -> str | None:
     """What git prints in the clone; None outside a clone, or where git fails."""
     try:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -413,6 +414,32 @@ def test_watch_shows_the_last_epoch_and_the_curve(clustered, tmp_path, capsys):
     (tmp_path / "log.jsonl").write_text("\n".join([*log[:3], log[3][:30]]))
     assert [e["epoch"] for e in watch.read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
     assert main(["watch", str(tmp_path), "--once"]) == 0
+
+
+def test_watch_waits_for_the_first_epoch_of_a_run_and_says_when_it_has_stopped(tmp_path, capsys, monkeypatch):
+    epoch = {"epoch": 1, "epochs": 2, "loss": 5.0, "entropy": 0.0, "largest_share": 1.0, "seconds": 30}
+    held = files.lock(tmp_path / "run/training")  # as while pictures are decoded
+
+    def meanwhile(seconds):
+        if not (tmp_path / "run/log.jsonl").exists():
+            (tmp_path / "run/log.jsonl").write_text(json.dumps(epoch) + "\n")
+        elif not held.closed:
+            held.close()
+            (tmp_path / "run/training/lock").write_text(f"process {gone.pid} on {socket.gethostname()}\n")
+        else:
+            raise KeyboardInterrupt  # the usual way out of it
+
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    monkeypatch.setattr(time, "sleep", meanwhile)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["watch", str(tmp_path / "run")]) == 0
+    waiting, first, curve, again, _, stopped = capsys.readouterr().out.splitlines()
+    assert waiting == "run: no epoch yet"
+    assert first == again
+    assert first.startswith("run  epoch 1/2  loss 5.000")
+    assert len(curve) <= 40
+    assert stopped.startswith("  stopped: no process is at work on it")
 
 
 def test_watch_follows_a_sweep_to_its_end(tmp_path, capsys):
