@@ -309,7 +309,7 @@ def own_recipe(n_clusters: int, n_images: int, shape: tuple[int, int, int], **ov
 
     Raises `ConfigError` as `recipe` does, and where the cluster head would not be trained.
     """
-    side, batch = min(shape[1:]), overrides.get("batch_size") or min(n_images, max(32, min(256, n_images // 8)))
+    side, batch = min(shape[1:]), overrides.get("batch_size") or max(2, min(n_images, max(32, min(256, n_images // 8))))
     small, pretrained = side <= 64, overrides.get("pretrained", "")
     settings: dict[str, Any] = {"batch_size": batch, "lr": FAST["lr"] * int(batch) / FAST["batch_size"]}
     settings |= {"image_size": max(4, side) if small and not pretrained else 128}

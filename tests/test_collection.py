@@ -312,6 +312,7 @@ def test_bad_pictures_are_listed_or_left_out(photos, tmp_path, capsys):
         (["cluster", "some", "--n-clusters", "3", "--out", "some/out"], 2, "some/out lies in some"),
         (["cluster", "some", "--n-clusters", "3", "--out", "file"], 1, "Not a directory"),
         (["cluster", "some", "--n-clusters", "2:9", "--out", "out"], 2, "n_clusters is 9, but the collection has 4"),
+        (["cluster", "some/0.png", "--n-clusters", "2", "--out", "out"], 2, "but the collection has 1 images"),
         (["cluster", "some", "--n-clusters", "2", "--out", "out", "--heads", "instance"], 2, "heads is instance"),
         (["predict", "nowhere", "."], 4, "cannot read nowhere"),
         (["embed", "nowhere", ".", "--out", "e.txt"], 2, "FILE.npz or FILE.parquet"),

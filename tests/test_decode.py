@@ -102,6 +102,11 @@ def test_what_is_no_picture_says_why(tmp_path, content, reason):
         decode(path, 8)
 
 
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    with pytest.raises(BadImage, match=r"^cannot be read: Is a directory$"):
+        decode(tmp_path, 8)
+
+
 def test_truncated_jpeg(tmp_path):
     pixels = np.random.default_rng(0).integers(0, 256, (90, 90, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.jpg")

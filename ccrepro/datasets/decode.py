@@ -29,6 +29,8 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
     except Image.DecompressionBombError as error:  # Pillow's own limit is higher than ours
         raise BadImage(f"more than {MAX_PIXELS:,} pixels: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:  # the file system's, not Pillow's
+            raise BadImage(f"cannot be read: {error.strerror}") from None
         raise BadImage(f"damaged: {' '.join(str(error).split())}") from None
     size = (upright.height, upright.width)
     square = upright if size == (side, side) else upright.resize((side, side), Image.Resampling.BILINEAR)
