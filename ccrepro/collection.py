@@ -35,6 +35,8 @@ from ccrepro.run import EpochLog
 from ccrepro.train import Epoch, start, train
 
 FEW = 1_000  # pictures, below which training from scratch is likely to lose against a pretrained start
+REPLACED = ("training", "packed", "packed.partial", "sheets", "thumbs")  # folders of `run`, as a whole
+OF_EARLIER = ("training/lock", "packed/index.json", "summary.json")  # one of which any run of it leaves
 FIRM = 0.5  # agreement of views, below which a suggested K is called a hint
 
 
@@ -285,9 +287,7 @@ def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings:
 
     numbers, out = parse_clusters(n_clusters), Path(out)
     own.list_pictures(folder)  # a folder without any is told before anything is made
-    if out.resolve().is_relative_to(Path(folder).resolve()):
-        what, allowed = f"{out} lies in {folder}", "Its sheets would be taken for pictures the next time"
-        raise ConfigError(what, "--out", allowed, "Choose a folder outside")
+    _check_out(Path(folder), out)
     with files.lock(_training(out)):
         collection = read(folder, out / "packed", skip_bad)
         others = own.left_out(folder)
@@ -304,6 +304,18 @@ def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings:
         save(collection, found, out)
         page = gallery.write(collection, found, out, reason)
     print(f"{described(summary(collection, found))}\n-> {out / 'clusters.csv'}, {page}")
+
+
+def _check_out(folder: Path, out: Path) -> None:
+    """Raise `ConfigError` where what is written would be taken for pictures, or take the place of folders of others."""
+    if out.resolve().is_relative_to(folder.resolve()):
+        what, allowed = f"{out} lies in {folder}", "Its sheets would be taken for pictures the next time"
+        raise ConfigError(what, "--out", allowed, "Choose a folder outside")
+    earlier = any((out / name).exists() for name in OF_EARLIER)
+    for place in (out / name for name in REPLACED):
+        if folder.resolve().is_relative_to(place.resolve()) or (place.exists() and not earlier):
+            what, allowed = f"{place} is there, and not of an earlier cluster", "It would be replaced"
+            raise ConfigError(what, "--out", allowed, "Choose an empty folder, or a new one")
 
 
 def _suggested(collection: Collection, numbers: Sequence[int], out: Path, **settings: Any) -> tuple[Clusters, str]:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -335,6 +336,20 @@ def test_mistakes_are_one_line(arguments, code, says, tmp_path, monkeypatch, cap
     assert found == code
     assert says in line
     assert not list(tmp_path.rglob("log.jsonl")), "nothing was trained"
+
+
+@pytest.mark.parametrize("name", ["training", "packed", "packed.partial", "sheets", "thumbs"])
+def test_folders_of_others_are_never_replaced(photos, name, tmp_path, capsys):
+    """As in ``ccrepro cluster data/training --out data``, which had removed the pictures at the end."""
+    shutil.copytree(photos / "a", tmp_path / name)
+    arguments = ["cluster", tmp_path / name, "--n-clusters", "2", "--out", tmp_path, "--epochs", "1"]
+    code, line = error_of(capsys, *arguments)
+    assert code == 2
+    assert f"{tmp_path / name} is there, and not of an earlier cluster" in line
+    assert len(list((tmp_path / name).iterdir())) == 16
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / "summary.json").write_text("{}")  # of another program
+    assert error_of(capsys, *arguments) == (code, line)
 
 
 def test_a_second_process_on_the_same_results_is_told(photos, tmp_path, capsys):
