@@ -35,7 +35,10 @@ from ccrepro.run import EpochLog
 from ccrepro.train import Epoch, start, train
 
 FEW = 1_000  # pictures, below which training from scratch is likely to lose against a pretrained start
-REPLACED = ("training", "packed", "packed.partial", "sheets", "thumbs")  # folders of `run`, as a whole
+REPLACED = (  # what `run` writes, whole folders among it
+    *("training", "packed", "packed.partial", "sheets", "thumbs"),
+    *("index.html", "clusters.csv", "log.jsonl", "model.safetensors", "sweep.csv", "sweep.png"),
+)
 OF_EARLIER = ("training/lock", "packed/index.json", "summary.json")  # one of which any run of it leaves
 FIRM = 0.5  # agreement of views, below which a suggested K is called a hint
 
@@ -307,7 +310,7 @@ def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings:
 
 
 def _check_out(folder: Path, out: Path) -> None:
-    """Raise `ConfigError` where what is written would be taken for pictures, or take the place of folders of others."""
+    """Raise `ConfigError` where what is written would be taken for pictures, or take the place of what others wrote."""
     if out.resolve().is_relative_to(folder.resolve()):
         what, allowed = f"{out} lies in {folder}", "Its sheets would be taken for pictures the next time"
         raise ConfigError(what, "--out", allowed, "Choose a folder outside")

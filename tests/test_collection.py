@@ -350,6 +350,10 @@ def test_folders_of_others_are_never_replaced(photos, name, tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == [name]
     (tmp_path / "summary.json").write_text("{}")  # of another program
     assert error_of(capsys, *arguments) == (code, line)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("mine")
+    arguments[1], arguments[5] = photos, tmp_path / "site"
+    assert "site/index.html is there, and not of an earlier cluster" in error_of(capsys, *arguments)[1]
 
 
 def test_a_second_process_on_the_same_results_is_told(photos, tmp_path, capsys):
