@@ -39,7 +39,7 @@ REPLACED = (  # what `run` writes, whole folders among it
     *("training", "packed", "packed.partial", "sheets", "thumbs"),
     *("index.html", "clusters.csv", "log.jsonl", "model.safetensors", "sweep.csv", "sweep.png"),
 )
-OF_EARLIER = ("training/lock", "packed/index.json", "summary.json")  # one of which any run of it leaves
+OF_EARLIER = ("training/lock", "packed.partial/done.txt", "packed/index.json", "summary.json")  # one is always left
 FIRM = 0.5  # agreement of views, below which a suggested K is called a hint
 
 
@@ -290,7 +290,7 @@ def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings:
 
     numbers, out = parse_clusters(n_clusters), Path(out)
     own.list_pictures(folder)  # a folder without any is told before anything is made
-    _check_out(Path(folder), out)
+    check_out(folder, out)
     with files.lock(_training(out)):
         collection = read(folder, out / "packed", skip_bad)
         others = own.left_out(folder)
@@ -309,14 +309,15 @@ def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings:
     print(f"{described(summary(collection, found))}\n-> {out / 'clusters.csv'}, {page}")
 
 
-def _check_out(folder: Path, out: Path) -> None:
+def check_out(folder: str | Path, out: Path) -> None:
     """Raise `ConfigError` where what is written would be taken for pictures, or take the place of what others wrote."""
-    if out.resolve().is_relative_to(folder.resolve()):
+    pictures = Path(folder).resolve()
+    if out.resolve().is_relative_to(pictures):
         what, allowed = f"{out} lies in {folder}", "Its sheets would be taken for pictures the next time"
         raise ConfigError(what, "--out", allowed, "Choose a folder outside")
     earlier = any((out / name).exists() for name in OF_EARLIER)
     for place in (out / name for name in REPLACED):
-        if folder.resolve().is_relative_to(place.resolve()) or (place.exists() and not earlier):
+        if pictures.is_relative_to(place.resolve()) or (place.exists() and not earlier):
             what, allowed = f"{place} is there, and not of an earlier cluster", "It would be replaced"
             raise ConfigError(what, "--out", allowed, "Choose an empty folder, or a new one")
 

@@ -346,6 +346,8 @@ def test_bad_files_are_named(tmp_path):
         ({"backbone": "vgg"}, "unknown backbone 'vgg'"),
         ({"settings": {"temprature": 1}}, "unknown setting 'temprature'"),
         ({"settings": {"seed": 1}}, "settings has seed (settings). n_clusters and random_state"),
+        ({"settings": {"variant": "kmeans-pixels"}}, "baseline is kmeans"),
+        ({"batch_size": "x"}, "batch_size is 'x'"),
         ({"settings": ["lr"]}, "settings is ['lr']"),
         ({"value_range": (1, 0)}, "value_range is (1, 0)"),
         ({"value_range": "auto"}, "value_range is 'auto'"),
