@@ -20,7 +20,7 @@ LESSONS := 01_method 01_method.ko
 REPORTS := 00_datasets 03_main_results 04_augmentation 05_heads 06_backbones 07_evolution 08_cases 09_online
 EXECUTED = $(REPORTS:%=results/notebooks/$(PROFILE)/%.ipynb)
 
-# One thread per process: two are slower, and with one the numbers repeat bit for bit.
+# One thread per process: the cores are for several processes, and with one the numbers repeat bit for bit.
 export OMP_NUM_THREADS := 1
 export PYTHONHASHSEED := 0
 
@@ -68,7 +68,7 @@ runs/%/run.json: | environment
 check: environment
 	@$(CCREPRO) check $(PLAN)
 
-tables: $(EXECUTED) ## rebuild tables, figures and the README's results from the run records alone
+tables: $(EXECUTED) ## rebuild tables, figures and the README's results from the published records
 	@$(CCREPRO) readme
 
 report: environment ## make one page of a profile: claims, tables, figures, where every number comes from

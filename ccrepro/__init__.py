@@ -1,9 +1,6 @@
 """Contrastive Clustering (Li et al., AAAI 2021), reproduced.
 
-The modules in the order in which data flows; each imports only from those before it:
-errors, config, files, datasets, augmentations, model, loss, checkpoint, foreign, train, metrics, baselines, evaluate,
-run, stream, online, estimator, results, tables, claims, plots, report, plan, bench, jobs, parcel, release, away,
-lesson, collection, gallery, serve, watch, parameters, notebook, cli.
+The modules, in the order in which data flows through them, stand in README.md under "The package".
 
 ``ContrastiveClustering``, the scikit-learn estimator, can be imported from here.
 """

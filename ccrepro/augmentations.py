@@ -117,7 +117,7 @@ def apply(images: Tensor, parameters: Parameters, size: int, blur_kernel: int = 
 
 def sharp(images: Tensor, parameters: Parameters, size: int) -> Tensor:
     """The views before their blur: uint8 (N, C, H, W) → float (N, C, S, S) in [0, 1]."""
-    x = resized_crop(images.float().div_(255), parameters.box, parameters.flip, size)
+    x = resized_crop(_floats(images), parameters.box, parameters.flip, size)
     if parameters.affine is not None:
         x = affine(x, parameters.affine)
     if torch.compiler.is_compiling() or x.is_cuda:
@@ -135,28 +135,56 @@ def plain(images: Tensor, size: int) -> Tensor:
     n, _, height, width = images.shape
     box = torch.zeros(n, 4, device=images.device)
     box[:, 2], box[:, 3] = height, width  # filled there: a tensor made here would have to be waited for
-    return resized_crop(images.float().div_(255), box, torch.zeros(n, dtype=torch.bool, device=images.device), size)
+    return resized_crop(_floats(images), box, torch.zeros(n, dtype=torch.bool, device=images.device), size)
+
+
+def _floats(images: Tensor) -> Tensor:
+    """uint8 (N, C, H, W) → floats in [0, 1] of the same shape, in memory as (N, H, C, W), which a resize works on."""
+    return images.transpose(1, 2).contiguous().float().div_(255).transpose(1, 2)
 
 
 def resized_crop(x: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crop, resize (bilinear, antialiased) and flip as two matrix products: float (N, C, H, W) → (N, C, S, S)."""
+    """Crop, resize (bilinear, antialiased) and flip as two matrix products: float (N, C, H, W) → (N, C, S, S).
+
+    Compiled, the first gives way to a sum of the few rows that each new row needs.
+    """
     top, left, height, width = box.unbind(1)
-    rows = _resize_weights(top, height, x.shape[2], size)
-    columns = _resize_weights(left, width, x.shape[3], size)
+    # The channels stand between the rows and the columns, so that no matrix is copied for every channel.
+    x = (_rows_of_few if torch.compiler.is_compiling() else _rows_of_all)(x.transpose(1, 2), top, height, size)
+    columns = _resize_weights(width, _pixels(left, x.shape[3]), size)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    return _separable(x, rows, columns)
+    return (x.flatten(1, 2) @ columns.mT).unflatten(1, x.shape[1:3]).transpose(1, 2)
 
 
-def _separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Each image times its own matrices: (N, C, H, W), (N, S, H), (N, T, W) → (N, C, S, T)."""
-    return rows[:, None] @ x @ columns[:, None].transpose(-1, -2)
+def _rows_of_all(x: Tensor, top: Tensor, height: Tensor, size: int) -> Tensor:
+    """New rows as one matrix product: (N, H, C, W) → (N, S, C, W)."""
+    weights = _resize_weights(height, _pixels(top, x.shape[1]), size)
+    return (weights @ x.flatten(2)).unflatten(2, x.shape[2:])
 
 
-def _resize_weights(start: Tensor, length: Tensor, n_in: int, n_out: int) -> Tensor:
-    """(N, n_out, n_in) triangle-filter weights that resize the stretch [start, start + length) to n_out pixels."""
+def _rows_of_few(x: Tensor, top: Tensor, height: Tensor, size: int) -> Tensor:
+    """The same function of the rows alone whose weights are not 0, which are next to each other."""
+    n, n_in = x.shape[:2]
+    scale = (height / size)[:, None]
+    first = torch.ceil(top[:, None] + (torch.arange(size, device=x.device) + 0.5) * scale - scale.clamp(min=1) - 0.5)
+    rows = first[:, :, None] + torch.arange(math.ceil(2 * max(n_in / size, 1)), device=x.device)
+    weights = _resize_weights(height, rows - top[:, None, None], size)
+    rows = rows.clamp(0, n_in - 1).long()
+    shape = (n, size, *x.shape[2:])
+    taps = zip(rows.unbind(2), weights.unbind(2), strict=True)
+    return sum(weight[:, :, None, None] * x.gather(1, row[:, :, None, None].expand(shape)) for row, weight in taps)
+
+
+def _pixels(start: Tensor, n: int) -> Tensor:
+    """(N, 1, n) all pixels, counted from the start of each image's stretch."""
+    return torch.arange(n, device=start.device)[None, None, :] - start[:, None, None]
+
+
+def _resize_weights(length: Tensor, pixel: Tensor, n_out: int) -> Tensor:
+    """(N, n_out, P) triangle-filter weights of pixels, (N, 1 or n_out, P) and counted from the start of a stretch, that
+    resize the stretch, of (N,) length, to n_out pixels."""
     scale = (length / n_out)[:, None, None]
-    centre = (torch.arange(n_out, device=start.device)[None, :, None] + 0.5) * scale
-    pixel = torch.arange(n_in, device=start.device)[None, None, :] - start[:, None, None]
+    centre = (torch.arange(n_out, device=length.device)[None, :, None] + 0.5) * scale
     middle = pixel + 0.5
     distance = (middle - centre).abs()
     weights = (1 - distance / scale.clamp(min=1)).clamp(min=0)

@@ -125,7 +125,7 @@ def table(result: dict[str, Any]) -> pd.DataFrame:
         for way in ("authors", "ours", "compiled", "limit"):
             t = row["seconds"].get(way)
             line[f"{way}, ms"] = f"{1e3 * t['median']:.3g} ({1e3 * t['low']:.3g}–{1e3 * t['high']:.3g})" if t else "–"
-        lines.append(line | {"": ", ".join(f"{name} {value:.3g}" for name, value in row["ratios"].items())})
+        lines.append(line | {"ratios": ", ".join(f"{name} {value:.3g}" for name, value in row["ratios"].items())})
     return pd.DataFrame(lines)
 
 

@@ -207,9 +207,7 @@ def load_model(path: str | Path) -> tuple[ContrastiveClusteringModel, Config, di
     if (path / INDEX).exists():
         about, tensors = _read_parts(path)
     elif path.is_dir() and (path / "run.json").exists():
-        record = json.loads((path / "run.json").read_text())
-        about = {"config": record["config"], "channels": record["packed_shape"][0]}
-        about |= {"side": record["packed_shape"][1]}
+        about = _of_run(path / "run.json")
         path = path / "model.safetensors"
         tensors = read_tensors(path)
     else:
@@ -220,6 +218,16 @@ def load_model(path: str | Path) -> tuple[ContrastiveClusteringModel, Config, di
     model = build(config, about["channels"])
     _load_tensors(model, tensors, path)
     return model.to(memory_format=torch.channels_last).eval(), config, about
+
+
+def _of_run(path: Path) -> dict[str, Any]:
+    """What a run's record says of its model: the settings and facts."""
+    try:
+        record = json.loads(path.read_text())
+        channels, side, _ = record["packed_shape"]
+        return {"config": dict(record["config"]), "channels": channels, "side": side}
+    except (ValueError, KeyError, TypeError):
+        raise _damaged(path, "no record of a run") from None
 
 
 def index(about: dict[str, Any], tensors: dict[str, Tensor], weight_map: dict[str, str]) -> str:

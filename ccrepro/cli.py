@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ccrepro import gpus
-from ccrepro.config import OWN, RECIPES, Config, read_settings, recipe
+from ccrepro.config import OWN, PROFILES, RECIPES, Config, read_settings, recipe
 from ccrepro.errors import CcreproError, ConfigError, unknown
 
 
@@ -80,6 +80,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options, rest = parser.parse_known_args(arguments)
     if rest:
         raise unknown("option", rest[0], "command line", _options(parser, options.name))
+    profile = getattr(options, "profile", PROFILES[0])
+    if profile not in PROFILES:
+        raise unknown("profile", profile, "--profile", PROFILES)
     return options
 
 
@@ -104,20 +107,18 @@ def _parser() -> Parser:
         _add_settings(command)
     train.add_argument("--resume", action="store_true", help="insist on a checkpoint; one that is there is used anyway")
     train.add_argument("--log", choices=["jsonl", "tensorboard"], default="jsonl", help="the log; JSONL is always kept")
-    for name in ("runs", "results"):
-        train.add_argument(f"--{name}-dir", default=name, help=f"folder of {name}, from the clone's on")
+    _add_folders(train, "runs", "results", "data")
     data = add("datasets", _datasets, "list the data sets, or get one: fetch, verify and pack it for all runs")
     data.add_argument("action", nargs="?", choices=["list", "get"], default="list")
     data.add_argument("dataset", nargs="?", metavar="NAME", help="a data set to get, or folder:PATH")
     data.add_argument("--imagenet", metavar="DIR", help="ILSVRC-2012's training folder, for the two subsets of it")
     data.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be read")
-    for command in (train, data):
-        command.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    _add_folders(data, "data")
     check = add("check", _check, "check the names of a reproduction before it starts")
     plan = add("plan", _plan, "list the cells of a reproduction: done or to run, and the hours that this may take")
     slurm = add("slurm", _slurm, "hand the cells that are to run to SLURM: one job array, one index per cell")
     for command in (check, plan, slurm):
-        command.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+        _add_profile(command)
         for name in ("datasets", "variants", "seeds"):
             command.add_argument(f"--{name}", nargs="+", required=True, help=f"the {name} to be run")
     _add_job(slurm)
@@ -127,24 +128,35 @@ def _parser() -> Parser:
     notebook.add_argument("output", help="where the executed copy goes")
     notebook.add_argument("parameters", nargs="*", metavar="NAME=VALUE", help="parameters, values in YAML")
     compare = add("compare", _compare, "print fresh results beside the committed ones")
-    compare.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+    _add_profile(compare)
     bench = add("bench", _bench, "measure our speed beside the authors' way and the limit; saved under results/bench")
     bench.add_argument("--rounds", type=int, default=7, help="turns of each way; 3 for a quick look")
     bench.add_argument(
         "--only", nargs="+", default=[], help="augmentation, losses, scores, step; then nothing is saved"
     )
     bench.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    bench.add_argument("--results-dir", default="results", help="folder of results, from the clone's on")
+    _add_folders(bench, "results")
     add("readme", _readme, "put claims and tables of the published runs into README.md and README.ko.md")
     report = add("report", _report, "make one page of a profile: claims, tables, figures, where numbers come from")
-    report.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+    _add_profile(report)
     stream = add("online", _online, "measure a finished run of the full method on a stream of its images")
     _add_settings(stream)
-    stream.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    _add_folders(stream, "data")
     _add_pictures(add)
     _add_models(add)
     _add_away(add)
     return parser
+
+
+def _add_profile(command: Parser) -> None:
+    command.add_argument("--profile", default="demo", help="one of " + ", ".join(PROFILES))
+
+
+def _add_folders(command: Parser, *names: str) -> None:
+    texts = {name: (name, f"folder of {name}; a relative one is taken from the clone") for name in ("runs", "results")}
+    texts["data"] = ("", "folder of data sets; else $CCREPRO_DATA, else data/ in the clone")
+    for name in names:
+        command.add_argument(f"--{name}-dir", default=texts[name][0], help=texts[name][1])
 
 
 def _add_job(slurm: Parser) -> None:
@@ -163,9 +175,7 @@ def _add_job(slurm: Parser) -> None:
         metavar="OPTION",
         help="another of sbatch's, as in --sbatch=--account=me",
     )
-    for name in ("runs", "results"):
-        slurm.add_argument(f"--{name}-dir", default=name, help=f"folder of {name}, from the clone's on")
-    slurm.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    _add_folders(slurm, "runs", "results", "data")
 
 
 def _add_pictures(add: Callable[..., Parser]) -> None:
@@ -195,13 +205,13 @@ def _add_models(add: Callable[..., Parser]) -> None:
     evaluate.add_argument("--authors-checkpoint", metavar="FILE", help="checkpoint_N.tar of the authors' code, instead")
     evaluate.add_argument("--dataset", help="its name; else the one that the model was trained on")
     evaluate.add_argument("--backbone", default=argparse.SUPPRESS, help="of the authors' checkpoint; else resnet34")
-    evaluate.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
+    _add_folders(evaluate, "data")
     export = add("export", _export, "write a trained model as a checkpoint of the authors' code")
     export.add_argument("model", help="the folder of a finished run, or a saved model")
     export.add_argument("file", help="the checkpoint to write, such as checkpoint_1000.tar")
     table = add("table", _table, "print a table of the paper: reported numbers beside ours")
     table.add_argument("table", nargs="?", help="its name; else all of them")
-    table.add_argument("--profile", default="demo", help="one of " + ", ".join(RECIPES))
+    _add_profile(table)
     watch = add("watch", _watch, "show a run's log in the terminal while it grows")
     watch.add_argument("run", help="folder of the run: runs/…, or cluster --out")
     watch.add_argument("--once", action="store_true", help="show it as it is, and end")
@@ -217,15 +227,17 @@ def _add_away(add: Callable[..., Parser]) -> None:
     away.add_argument("--out", default="out", metavar="DIR", help="folder of work and fetch for what is to come home")
     away.add_argument("--transfer", type=float, default=63.0, help="of pack: MiB of one transfer, code and load")
     away.add_argument("--threads", type=int, default=1, help="torch threads on the CPU")
-    away.add_argument("--data-dir", default="", help="folder of data sets; else $CCREPRO_DATA, else data/")
-    away.add_argument("--results-dir", default="results", help="folder of results, from the clone's on")
+    _add_folders(away, "results", "data")
 
 
 def _add_settings(command: Parser) -> None:
     """One option per field of `Config`; a value is checked by the field's own rule."""
-    command.add_argument("dataset", help="name of the data set")
-    _add_options(command, [f for f in dataclasses.fields(Config) if f.name != "dataset"])
+    command.add_argument("dataset", metavar="DATASET", help="name of the data set")
     command.add_argument("--settings", metavar="FILE", help="YAML file of settings; options on the command line win")
+    text = "profile demo, variant cc and seed 0 where these are left out; the others are then their recipe's"
+    settings = command.add_argument_group("settings", text)
+    _add_options(settings, [f for f in dataclasses.fields(Config) if f.name != "dataset"])
+    command.usage = "%(prog)s DATASET [--SETTING X ...] [OPTION ...]"
 
 
 def _add_options(command: argparse._ActionsContainer, fields: Sequence[dataclasses.Field]) -> None:
@@ -323,6 +335,8 @@ def _compare(options: argparse.Namespace) -> None:
 def _bench(options: argparse.Namespace) -> None:
     from ccrepro import bench
 
+    if options.rounds < 1:
+        raise ConfigError(f"rounds is {options.rounds}", "--rounds", "It must be at least 1", "Write --rounds 3")
     for name in options.only:
         if name not in bench.SECTIONS:
             raise unknown("section", name, "--only", bench.SECTIONS)
@@ -432,8 +446,6 @@ def _export(options: argparse.Namespace) -> None:
 def _table(options: argparse.Namespace) -> None:
     from ccrepro import results, tables
 
-    if options.profile not in RECIPES:
-        raise unknown("profile", options.profile, "--profile", RECIPES)
     if options.table is not None and options.table not in tables.TABLES:
         raise unknown("table", options.table, "table", tables.TABLES)
     runs = results.load_runs(options.profile)

@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import adjusted_mutual_info_score
 
-from ccrepro import files, stream
+from ccrepro import files, gallery, stream
 from ccrepro.baselines import kmeans
 from ccrepro.checkpoint import Checkpoints, load_model, save_model
 from ccrepro.config import Config, own_recipe
@@ -286,8 +286,6 @@ def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings:
 
     Raises `LockedError` where another process writes to ``out``.
     """
-    from ccrepro import gallery  # late, as it needs this module
-
     numbers, out = parse_clusters(n_clusters), Path(out)
     own.list_pictures(folder)  # a folder without any is told before anything is made
     check_out(folder, out)

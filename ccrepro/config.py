@@ -173,6 +173,8 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     # Ours, for anybody's pictures: the fast profile's. `own_recipe` adds what depends on how many and how large.
     "own": {OWN: {**FAST, "image_size": 32, "stem": "cifar", "batch_size": 32, "epochs": 100}},
 }
+PROFILES = tuple(name for name in RECIPES if name != OWN)  # that a reproduction may name
+NAMED = one_of(*PROFILES)._replace(holds=lambda v: v in RECIPES)
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,7 @@ class Config:
     """
 
     dataset: str = option("cifar10", one_of(*DATASETS, OWN), "name of the data set")
-    profile: str = option("paper", one_of(*RECIPES), "book of recipes that the settings come from")
+    profile: str = option("paper", NAMED, "book of recipes that the settings come from")
     variant: str = option("cc", one_of(*VARIANTS), "the full method, an ablation of it or a baseline")
     seed: int = option(42, between(0, 2**31 - 1), "of weights, order of images and augmentation [code: 42]")
 
@@ -243,7 +245,7 @@ class Config:
     )
     devices: int = option(1, at_least(1), "processes per node, each with a device; batch_size is of all", machine=True)
     nodes: int = option(1, at_least(1), "machines, each with so many devices", machine=True)
-    threads: int = option(1, at_least(1), "torch threads on the CPU; two were 2 to 25 times slower", machine=True)
+    threads: int = option(1, at_least(1), "torch threads on the CPU; with more, last bits differ", machine=True)
     checkpoint_seconds: float = option(
         10.0, at_least(0), "between checkpoints; more where writing one takes over a fiftieth of it", machine=True
     )
@@ -290,7 +292,7 @@ def recipe(dataset: str, profile: str = "demo", variant: str = "cc", seed: int =
     Raises `ConfigError` for an unknown name, a data set that the profile has no recipe for, and a bad value.
     """
     if profile not in RECIPES:
-        raise unknown("profile", profile, "setting profile", RECIPES)
+        raise unknown("profile", profile, "setting profile", PROFILES)
     if dataset not in RECIPES[profile]:
         raise _no_recipe(dataset, profile)
     if variant not in VARIANTS:
@@ -339,7 +341,7 @@ def check_fits(config: Config, n_images: int, title: str) -> None:
 
 
 def _no_recipe(dataset: str, profile: str) -> ConfigError:
-    others = [p for p, recipes in RECIPES.items() if dataset in recipes]
+    others = [p for p in PROFILES if dataset in RECIPES[p]]
     if not others:
         return unknown("data set", dataset, "setting dataset", DATASETS)
     what = f"no recipe for {dataset} in profile {profile}"

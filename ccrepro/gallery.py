@@ -5,20 +5,23 @@ import os
 import shutil
 import urllib.parse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ccrepro import files
-from ccrepro.collection import Clusters, Collection
+
+if TYPE_CHECKING:
+    from ccrepro.collection import Clusters, Collection
 
 TILE, COLUMNS, ROWS = 128, 8, 6  # of a contact sheet, in pixels and pictures
 GAP, HEAD = 4, 40
 THUMB = 160  # side of the gallery's small pictures
 
 
-def write(collection: Collection, found: Clusters, out: Path, reason: str = "") -> Path:
+def write(collection: "Collection", found: "Clusters", out: Path, reason: str = "") -> Path:
     """Write ``index.html`` with ``thumbs/``, and ``sheets/cluster-NN.png``, into a folder; returns the page.
 
     ``reason``: why this number of clusters was suggested, where a sweep chose it.
@@ -64,7 +67,7 @@ def _picture(image: np.ndarray, size: np.ndarray, side: int) -> Image.Image:
     return Image.fromarray(pixels.transpose(1, 2, 0)).resize((side, side), kind, box=box)
 
 
-def _title(cluster: int, rows: np.ndarray, found: Clusters) -> str:
+def _title(cluster: int, rows: np.ndarray, found: "Clusters") -> str:
     shown = min(len(rows), COLUMNS * ROWS)
     which = "all of them" if shown == len(rows) else f"the {shown} surest"
     return (
@@ -72,7 +75,7 @@ def _title(cluster: int, rows: np.ndarray, found: Clusters) -> str:
     )
 
 
-def _page(collection: Collection, found: Clusters, groups: list[np.ndarray], out: Path, reason: str) -> str:
+def _page(collection: "Collection", found: "Clusters", groups: list[np.ndarray], out: Path, reason: str) -> str:
     environment = jinja2.Environment(loader=jinja2.PackageLoader("ccrepro", "."), autoescape=True, trim_blocks=True)
     base = os.path.relpath(collection.folder.resolve(), out.resolve())
     clusters = [

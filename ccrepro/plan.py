@@ -80,7 +80,7 @@ def rate(config: Config, rates: list[dict[str, Any]]) -> float | None:
         device = "cuda" if shutil.which("nvidia-smi") else "cpu"
     wanted = (config.backbone, config.stem, config.image_size)
     fit = [r for r in rates if (r["backbone"], r["stem"], r["image_size"]) == wanted and r["device"] == device]
-    fit = [r for r in fit if r["precision"] == getattr(config, "precision", r["precision"])] or fit
+    fit = [r for r in fit if r["precision"] == config.precision] or fit
     fit = [r for r in fit if r["batch_size"] == config.batch_size] or fit
     return float(np.median([r["images_per_second"] for r in fit])) if fit else None
 

@@ -185,17 +185,16 @@ def ablation(name: str, runs: pd.DataFrame) -> Figure:
         axis.set(yticks=range(len(frame)), yticklabels=frame.method, ylim=(len(frame) - 0.5, -0.5), xlim=(0, 1))
         axis.set(xlabel="ACC (bar: mean)", title=DATASETS[dataset].title if dataset else "no run yet")
         axis.grid(axis="y", visible=False)
-        _legend_once(axis)
+    _legend_once(result)
     return result
 
 
-def _legend_once(axis: plt.Axes) -> None:
-    """A legend with each label once, and none of what is not there."""
-    drawn = {line.get_label(): line for line in axis.lines if np.isfinite(line.get_xdata()).any()}
-    if drawn:
-        labels = sorted(drawn)
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.28), "ncols": 2, "fontsize": 8}
-        axis.legend([drawn[label] for label in labels], labels, **place)
+def _legend_once(drawn: Figure) -> None:
+    """One legend below all panels, with each label once, and none of what is not there."""
+    lines = [line for axis in drawn.axes for line in axis.lines if np.isfinite(line.get_xdata()).any()]
+    if lines:
+        labels, handles = zip(*sorted({line.get_label(): line for line in lines}.items()), strict=True)
+        drawn.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
 
 
 PAIRS = {"positive": "positive pairs", "negative": "negative pairs"}
@@ -222,7 +221,7 @@ def cosines(records: Sequence[dict[str, Any]]) -> Figure:
             points = paper[paper.variant.str.startswith(f"{kind} {head} pairs")]
             epochs = points.variant.str.extract(r"epoch (\d+)")[0].astype(int)
             axes[1, column].plot(epochs, points.value.astype(float), "o-", color=color, ms=4, lw=1, label=label)
-        ours = f"{head} head: {DATASETS[records[0]['dataset']].title}, {len(records)} seeds"
+        ours = f"{head} head: {DATASETS[records[0]['dataset']].title}, {len(records)} seed{'s' * (len(records) > 1)}"
         for axis, title in zip(axes[:, column], (ours, f"{head} head: ImageNet-10, the paper"), strict=True):
             axis.set(xlabel="epoch", ylabel="cosine of a pair", title=title, ylim=(-0.4, 1.05))
     handles, labels = axes[1, 1].get_legend_handles_labels()

@@ -12,8 +12,8 @@ import jinja2
 import pandas as pd
 
 from ccrepro import claims, files, tables
-from ccrepro.config import RECIPES
-from ccrepro.errors import ConfigError, unknown
+from ccrepro.config import PROFILES
+from ccrepro.errors import ConfigError
 from ccrepro.results import Record, as_runs, find_records, load_records, load_runs, load_tried, origins, provenance
 from ccrepro.tables import TABLES, as_markdown
 
@@ -42,7 +42,7 @@ FIGURES = {
         "scores_by_epoch": "Scores by epoch.",
     },
     "cases": {
-        "cases_right": "The surest right image of each class.",
+        "cases_right": "The surest right image of each class: its class, its cluster, the assignment to it.",
         "cases_wrong": "The surest wrong images.",
         "cases_between": "Images between two clusters.",
     },
@@ -62,7 +62,7 @@ class Section:
 
 def save_report(profile: str, results_dir: str | Path = "results") -> tuple[Path, Path]:
     """Write ``results/report/<profile>.html``, one file with all its figures in it, and ``.md`` beside it, whose
-    figures are links. Raises `ConfigError` for an unknown profile, and for one without runs."""
+    figures are links. Raises `ConfigError` for a profile without runs."""
     parts = sections(profile, results_dir)
     folder = files.ROOT / results_dir / "report"
     title = f"Contrastive Clustering, reproduced: profile {profile}"
@@ -74,8 +74,6 @@ def save_report(profile: str, results_dir: str | Path = "results") -> tuple[Path
 
 def sections(profile: str, results_dir: str | Path = "results") -> list[Section]:
     """What the report of a profile holds, in its order."""
-    if profile not in RECIPES:
-        raise unknown("profile", profile, "report", RECIPES)
     records = load_records(profile, results_dir)
     if not records:
         fix = f"Run make reproduce PROFILE={profile}"
@@ -179,7 +177,7 @@ BEGIN, END = "<!-- results: made by `make tables`, do not edit -->", "<!-- end o
 
 def readme_with_results(text: str, results_dir: str | Path = "results") -> str:
     """The README's text with its results section made anew from the published records of every profile."""
-    profiles = [p for p in RECIPES if load_records(p, results_dir) or load_tried(p, results_dir)]
+    profiles = [p for p in PROFILES if load_records(p, results_dir) or load_tried(p, results_dir)]
     parts = [_readme_results(profiles, results_dir)] if profiles else ["No run yet.\n"]
     before, rest = text.split(BEGIN)
     return "\n".join((before + BEGIN, *parts, END + rest.split(END)[1]))

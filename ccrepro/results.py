@@ -109,17 +109,19 @@ def provenance(profile: str, results_dir: str | Path = "results") -> str:
     """One sentence on what the published runs of a profile ran on, and for how long."""
     records = load_records(profile, results_dir)
     trained = [r for r in records if r["epochs"]]
-    parts = [
-        f"{len(kind)} {name}, {min(seconds):,.0f} to {max(seconds):,.0f} s each"
-        for name, kind in (
-            ("training runs", trained),
-            ("runs without training", [r for r in records if not r["epochs"]]),
-        )
-        if (seconds := [r["seconds"] for r in kind])
-    ]
+    others = [r for r in records if not r["epochs"]]
+    kinds = {"training run{}": trained, "run{} without training": others}
+    parts = [_counted(name, [r["seconds"] for r in kind]) for name, kind in kinds.items() if kind]
     commits = sorted({short_commit(r["commit"]) for r in records})
     machines = sorted({machine(r) for r in records})
     return f"Profile `{profile}`: {'; '.join(parts)}, on {', '.join(machines)}; code at commit {', '.join(commits)}."
+
+
+def _counted(name: str, seconds: list[float]) -> str:
+    """How many runs took how long; ``name`` has a place for the plural's s."""
+    if len(seconds) == 1:
+        return f"1 {name.format('')}, {seconds[0]:,.0f} s"
+    return f"{len(seconds)} {name.format('s')}, {min(seconds):,.0f} to {max(seconds):,.0f} s each"
 
 
 def machine(record: Record) -> str:

@@ -101,6 +101,16 @@ def test_compiled_views_are_the_same_views(photos, generator):
     assert_close(A.apply(photos, parameters, 16, compiled=True), A.apply(photos, parameters, 16), **CLOSE)
 
 
+@pytest.mark.parametrize(("n_in", "n_out"), [(12, 12), (12, 40), (40, 12), (37, 5)])
+def test_rows_from_the_few_that_count_are_the_same_rows(n_in, n_out, generator):
+    start, length = torch.rand(2, 200, generator=generator) * n_in
+    start, length = torch.minimum(start, n_in - length), length.clamp(min=0.3)  # off the grid, some inside one pixel
+    start[:60], length[:60] = start[:60].floor(), length[:60].ceil()
+    start[0], length[0] = 0, n_in
+    x = torch.rand(200, n_in, 3, 2, generator=generator)
+    assert_close(A._rows_of_few(x, start, length, n_out), A._rows_of_all(x, start, length, n_out), **CLOSE)
+
+
 def test_blur_of_views_larger_than_a_block(generator):
     x, sigma = torch.rand(2, 3, 70, 70, generator=generator), torch.tensor([1.7, 0.4])
     theirs = one_by_one(x, lambda i, v: TF.gaussian_blur(v, 23, sigma[i].item()))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from ccrepro.checkpoint import Checkpoints, load_weights, read_tensors, save_weights
+from ccrepro.checkpoint import Checkpoints, load_model, load_weights, read_tensors, save_weights
 from ccrepro.config import recipe
 from ccrepro.errors import CheckpointError
 from ccrepro.model import build
@@ -189,3 +189,10 @@ def test_weights_of_another_model(tmp_path):
         load_weights(build(recipe("digits", n_clusters=7), 1), path)
     with pytest.raises(CheckpointError, match=r"\d+ layers missing"):
         load_weights(build(recipe("digits", backbone="resnet18"), 1), path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"config": {}}', '{"config": 1, "packed_shape": [1, 8, 8]}'])
+def test_a_damaged_record_is_told_by_its_name(tmp_path, text):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(CheckpointError, match=r"run\.json is damaged: no record of a run"):
+        load_model(tmp_path)

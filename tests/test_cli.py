@@ -38,6 +38,10 @@ def error_of(capsys, *arguments):
         (["check", "--datasets", "digits", "--variants", "cc", "typo", "--seeds", "0"], "unknown variant 'typo'"),
         (["check", "--datasets", "digits", "--variants", "cc", "--seeds", "x"], "seed is 'x'"),
         (["check", "--profile", "p", "--datasets", "digits", "--variants", "cc", "--seeds", "0"], "profile 'p'"),
+        (["plan", "--profile", "own", "--datasets", "own", "--variants", "cc", "--seeds", "0"], "profile 'own'"),
+        (["compare", "--profile", "dmeo"], "Write 'demo'"),
+        (["train", "own"], "unknown data set 'own'"),
+        (["bench", "--rounds", "0"], "at least 1"),
         (["notebook", "nowhere.ipynb", "out.ipynb"], "no notebook nowhere.ipynb"),
         (["notebook", "nowhere.ipynb", "out.ipynb", "seed"], "has no value"),
     ],
@@ -101,4 +105,9 @@ def test_help_names_defaults_that_say_something(capsys):
     assert "(default: None)" not in printed
     with pytest.raises(SystemExit):
         main(["plan", "--help"])
-    assert "(default: demo)" in capsys.readouterr().out
+    assert "one of demo, fast, paper (default: demo)" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    printed = capsys.readouterr().out
+    assert printed.startswith("usage: ccrepro train DATASET [--SETTING X ...] [OPTION ...]\n")
+    assert "profile demo, variant cc and seed 0 where these are left out" in printed

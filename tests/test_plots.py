@@ -50,12 +50,22 @@ def test_losses_of_a_baseline_say_that_nothing_was_trained(record):
 
 def test_ablation_has_a_dot_per_seed_a_bar_per_mean_and_a_diamond_for_the_paper(runs):
     other = runs[runs.variant == "cc"].assign(dataset="cifar10", acc=[0.7, 0.8, 0.9])
-    digits, cifar10 = plots.ablation("augmentation", pd.concat([runs, other])).axes
+    drawn = plots.ablation("augmentation", pd.concat([runs, other]))
+    digits, cifar10 = drawn.axes
     assert [len(line.get_xdata()) for line in digits.lines[::2]] == [3, 3, 0]
     assert cifar10.patches[0].get_width() == pytest.approx(0.8)
     assert [float(line.get_xdata()[0]) for line in cifar10.lines[1::2]] == [0.79, 0.69, 0.169]
     assert [text.get_text() for text in cifar10.texts] == ["not run", "not run"]
-    assert [text.get_text() for text in digits.get_legend().texts] == ["ours, a dot per seed"]
+    (legend,) = drawn.legends
+    assert [text.get_text() for text in legend.texts] == ["ours, a dot per seed", "reported by the paper"]
+
+
+def test_ablation_of_one_row_has_its_legend_below_the_label_of_its_axis(runs):
+    drawn = plots.ablation("backbones", runs)
+    ((axis,), (legend,)) = drawn.axes, drawn.legends
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["small (ours, for 8×8 pixels)"]
+    assert [text.get_text() for text in legend.texts] == ["ours, a dot per seed"]  # nothing is reported for digits
+    assert legend.get_window_extent().y1 <= axis.xaxis.label.get_window_extent().y0
 
 
 def test_ablation_without_runs_says_so(runs):

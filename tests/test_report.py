@@ -82,6 +82,13 @@ def test_page_and_markdown_hold_the_same_numbers(published):
     assert "](../figures/demo/main_results.png)" in text
 
 
+def test_one_run_is_told_of_in_the_singular(root):
+    pixels = [record("kmeans-pixels", 0.7, seed, epochs=0, seconds=seed + 1.0) for seed in (0, 1)]
+    publish(root, [record("cc", 0.9, seconds=1234.0), *pixels])
+    told = report.provenance("demo")
+    assert told.startswith("Profile `demo`: 1 training run, 1,234 s; 2 runs without training, 1 to 2 s each, on 1 of 2")
+
+
 def test_every_run_says_where_it_comes_from(published):
     text = report.save_report("demo")[1].read_text()
     origin = text.split("## Where every number comes from")[1]

@@ -1,5 +1,6 @@
 """What is written down twice must agree: README and results, environment.yml and pyproject.toml, help and Makefile."""
 
+import ast
 import json
 import re
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ccrepro import report, results, run, tables
+from ccrepro import errors, report, results, run, tables
 from ccrepro.config import RECIPES, recipe
 
 ROOT = Path(__file__).parents[1]
@@ -89,3 +90,36 @@ def test_bad_name_stops_make_before_anything_is_written():
     assert done.returncode == 2
     assert "ccrepro: error: unknown data set 'mnist'" in done.stderr
     assert subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout == before
+
+
+def test_docs_explain_every_exit_code():
+    rows = re.findall(r"^\| ([\d, ]+) \|", (ROOT / "docs/results.md").read_text(), flags=re.M)
+    told = {int(code) for row in rows for code in row.split(",")}
+    assert {kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code")} <= told
+
+
+def modules(readme):
+    """The package's modules in the order of the README's table; a folder is one."""
+    _, first, rest = (ROOT / readme).read_text().partition("| [`errors.py`]")
+    return re.findall(r"\(ccrepro/(\w+)(?:\.py)?\)", first + rest)
+
+
+def imported(path):
+    """The modules that a file imports, wherever in it; not those that only its type annotations name."""
+    tree = ast.parse(path.read_text())
+    types = {id(n) for b in ast.walk(tree) if isinstance(b, ast.If) and "TYPE_CHECKING" in ast.unparse(b.test)
+             for n in ast.walk(b)}  # fmt: skip
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and id(node) not in types and node.module.split(".")[0] == "ccrepro":
+            yield from [node.module.split(".")[1]] if "." in node.module else [a.name for a in node.names]
+
+
+@pytest.mark.parametrize("readme", report.READMES)
+def test_imports_point_up_the_readmes_list(readme):
+    order = modules(readme)
+    files = [p for p in sorted((ROOT / "ccrepro").rglob("*.py")) if p.parent.name != "ccrepro" or p.stem[:2] != "__"]
+    homes = {p: p.stem if p.parent.name == "ccrepro" else p.parent.name for p in files}
+    assert sorted(order) == sorted(set(homes.values()))
+    place = order.index
+    down = [f"{p.relative_to(ROOT)}: {m}" for p, home in homes.items() for m in imported(p) if place(m) > place(home)]
+    assert down == []

@@ -270,7 +270,7 @@ def matched(classes: Sequence[int], counts: np.ndarray) -> str:
     return "" if right == best else f"With this match {right} of {counts.sum()} images are right; {best} are possible."
 
 
-@exercise(11, "The same rule decides under each table of the README. With one seed there is no such rule.")
+@exercise(11, "The same rule decides the claims in the README. With one seed there is no such rule.")
 def told_apart(function: Callable[[float, float, float, float, int], bool]) -> str:
     """Whether two means differ by more than two standard errors of the difference; each of n seeds."""
     cases = [(0.967, 0.006, 0.955, 0.006, 3), (0.967, 0.006, 0.968, 0.004, 3), (0.955, 0.006, 0.967, 0.006, 3)]

@@ -122,7 +122,7 @@ def similarity(title: str, cosines: Tensor, pictures: Tensor | None = None, what
     return result
 
 
-def _cosines(axis: plt.Axes, cosines: Tensor, bar: bool = True) -> None:
+def _cosines(axis: plt.Axes, cosines: Tensor) -> None:
     """A (2M, 2M) matrix of cosines, its numbers where there is room, with its positives outlined."""
     size = len(cosines)
     shown = np.ma.masked_array(cosines.detach().numpy(), np.eye(size, dtype=bool))
@@ -137,9 +137,7 @@ def _cosines(axis: plt.Axes, cosines: Tensor, bar: bool = True) -> None:
                 value = shown[i, k]
                 axis.text(k, i, f"{value:.2f}", ha="center", va="center", fontsize=8,
                           color="white" if abs(value) > 0.65 else "black")  # fmt: skip
-    if bar:
-        label = "cosine (outlined: positives; grey: with itself)"
-        axis.figure.colorbar(image, ax=axis, label=label, shrink=0.85)
+    axis.figure.colorbar(image, ax=axis, label="cosine (outlined: positives; grey: with itself)", shrink=0.85)
 
 
 @figure

@@ -11,7 +11,7 @@ import torch
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
-from ccrepro.config import Config, recipe
+from ccrepro.config import STRONG, Config, recipe
 from ccrepro.datasets import ImageSet
 from ccrepro.evaluate import Clustering, evaluate, feature_map, map_rows
 from ccrepro.metrics import scores
@@ -35,8 +35,7 @@ def flower() -> Tensor:
 def color_config(strength: float = 1.0, smallest_crop: float = 0.08, **overrides: Any) -> Config:
     """The paper's augmentation of ImageNet-10 on views of 112 pixels: ``strength`` is the s of its colour jitter (at
     most 1.25), ``smallest_crop`` the smallest area of a crop, as a share."""
-    jitter = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-    scaled = {name: strength * value for name, value in jitter.items()}
+    scaled = {name: strength * value for name, value in STRONG.items()}
     settings = {"image_size": 112, "crop_scale": (smallest_crop, 1.0), **scaled, **overrides}
     return recipe("imagenet10", "paper", **settings)
 
