@@ -2,9 +2,11 @@
 
 import argparse
 import dataclasses
+import io
 import itertools
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -36,10 +38,11 @@ class Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _take_any_text()
     try:
         options = _parse(arguments)
         options.command(options)
-        sys.stdout.flush()
+        print(end="", flush=True)
         return 0
     except CcreproError as error:
         if "--debug" in arguments:
@@ -61,6 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
+
+
+def _take_any_text() -> None:
+    """Letters that the terminal's encoding lacks are printed as escapes, and Pillow's warnings of odd files, which we
+    name ourselves, not at all."""
+    for output in (sys.stdout, sys.stderr):
+        if isinstance(output, io.TextIOWrapper):
+            output.reconfigure(errors="backslashreplace")
+    warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -35,6 +35,11 @@ from ccrepro.run import EpochLog
 from ccrepro.train import Epoch, start, train
 
 FEW = 1_000  # pictures, below which training from scratch is likely to lose against a pretrained start
+REPLACED = (  # what `run` writes, whole folders among it
+    *("training", "packed", "packed.partial", "sheets", "thumbs"),
+    *("index.html", "clusters.csv", "log.jsonl", "model.safetensors", "sweep.csv", "sweep.png"),
+)
+OF_EARLIER = ("training/lock", "packed.partial/done.txt", "packed/index.json", "summary.json")  # one is always left
 FIRM = 0.5  # agreement of views, below which a suggested K is called a hint
 
 
@@ -162,8 +167,8 @@ def _training(out: Path) -> Path:
 
 def table(collection: Collection, found: Clusters) -> pd.DataFrame:
     """path, cluster, confidence: one row per picture, in the order of the paths."""
-    columns = {"path": collection.paths, "cluster": found.cluster, "confidence": found.confidence.round(4)}
-    return pd.DataFrame(columns)
+    paths = [files.readable(path) for path in collection.paths]
+    return pd.DataFrame({"path": paths, "cluster": found.cluster, "confidence": found.confidence.round(4)})
 
 
 def save(collection: Collection, found: Clusters, out: Path) -> None:
@@ -283,12 +288,13 @@ def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings:
     """
     numbers, out = parse_clusters(n_clusters), Path(out)
     own.list_pictures(folder)  # a folder without any is told before anything is made
-    if out.resolve().is_relative_to(Path(folder).resolve()):
-        what, allowed = f"{out} lies in {folder}", "Its sheets would be taken for pictures the next time"
-        raise ConfigError(what, "--out", allowed, "Choose a folder outside")
+    check_out(folder, out)
     with files.lock(_training(out)):
         collection = read(folder, out / "packed", skip_bad)
-        print(f"{len(collection.paths):,} pictures, kept at {collection.side}×{collection.side} pixels", flush=True)
+        others = own.left_out(folder)
+        note = f"; left out, of kinds that are not read: {others}" if others else ""
+        side = collection.side
+        print(f"{len(collection.paths):,} pictures, kept at {side}×{side} pixels{note}", flush=True)
         own_recipe(
             max(numbers), len(collection.paths), collection.data.images.shape[1:], **settings
         )  # or it fails late
@@ -299,6 +305,19 @@ def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings:
         save(collection, found, out)
         page = gallery.write(collection, found, out, reason)
     print(f"{described(summary(collection, found))}\n-> {out / 'clusters.csv'}, {page}")
+
+
+def check_out(folder: str | Path, out: Path) -> None:
+    """Raise `ConfigError` where what is written would be taken for pictures, or take the place of what others wrote."""
+    pictures = Path(folder).resolve()
+    if out.resolve().is_relative_to(pictures):
+        what, allowed = f"{out} lies in {folder}", "Its sheets would be taken for pictures the next time"
+        raise ConfigError(what, "--out", allowed, "Choose a folder outside")
+    earlier = any((out / name).exists() for name in OF_EARLIER)
+    for place in (out / name for name in REPLACED):
+        if pictures.is_relative_to(place.resolve()) or (place.exists() and not earlier):
+            what, allowed = f"{place} is there, and not of an earlier cluster", "It would be replaced"
+            raise ConfigError(what, "--out", allowed, "Choose an empty folder, or a new one")
 
 
 def _suggested(collection: Collection, numbers: Sequence[int], out: Path, **settings: Any) -> tuple[Clusters, str]:

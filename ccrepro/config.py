@@ -309,9 +309,10 @@ def own_recipe(n_clusters: int, n_images: int, shape: tuple[int, int, int], **ov
     Pictures of up to 64 pixels are seen as they are, through the 3×3 stem; larger ones at 128, through ImageNet's. A
     batch is an eighth of the images, from 32 to 256 of them, and the learning rate is proportional to it.
 
-    Raises `ConfigError` as `recipe` does, and where the cluster head would not be trained.
+    Raises `ConfigError` as `recipe` does, and where no cluster head would be trained.
     """
-    side, batch = min(shape[1:]), overrides.get("batch_size") or min(n_images, max(32, min(256, n_images // 8)))
+    recipe(OWN, OWN, n_clusters=n_clusters, **overrides)  # a mistake is told before it is reckoned with
+    side, batch = min(shape[1:]), overrides.get("batch_size") or max(2, min(n_images, max(32, min(256, n_images // 8))))
     small, pretrained = side <= 64, overrides.get("pretrained", "")
     settings: dict[str, Any] = {"batch_size": batch, "lr": FAST["lr"] * int(batch) / FAST["batch_size"]}
     settings |= {"image_size": max(4, side) if small and not pretrained else 128}
@@ -323,6 +324,9 @@ def own_recipe(n_clusters: int, n_images: int, shape: tuple[int, int, int], **ov
     if config.heads == "instance":
         allowed = "The clusters are the cluster head's, which is not trained then"
         raise ConfigError("heads is instance", "setting heads", allowed, "Use heads=both")
+    if config.baseline:
+        what = f"baseline is {config.baseline}"
+        raise ConfigError(what, "setting baseline", "A model is trained here", "Leave it out")
     check_fits(config, n_images, "the collection")
     return config
 

@@ -6,6 +6,7 @@ Letters: N images, C channels, H, W sides, F values of a flat row, D instance di
 import copy
 import hashlib
 import time
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,9 +33,9 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     """Cluster pictures without labels (Li et al., AAAI 2021).
 
     X, wherever it is taken, is one of: uint8 pixels, or numbers from 0 to 1, as (N, H, W), (N, H, W, 3) or
-    (N, 3, H, W); a list of paths of picture files; flat rows (N, F), where ``image_shape`` says how to fold them.
-    Pictures to predict may be of another size than those fitted: they are resized. Grey ones are taken by a model of
-    colour pictures; the reverse is refused.
+    (N, 3, H, W); a list of paths of picture files, or of Pillow's pictures; flat rows (N, F), where ``image_shape``
+    says how to fold them. Pictures that come after those fitted may be of another size: they are resized; and grey or
+    in colour: they are made what those were.
 
     Parameters
     ----------
@@ -55,7 +56,8 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     labels_ : int64 (N,), the cluster of each picture fitted, 0 … K - 1.
     model_ : the trained `ContrastiveClusteringModel`. config_ : its settings.
     history_ : one dict per epoch: losses, entropy, cosines of pairs and more, all without labels.
-    n_iter_ : epochs done. n_features_in_ : F, where rows were flat, else H.
+    n_iter_ : epochs done. n_features_in_ : F, where rows were flat, else X.shape[1]; of paths the side S they are
+        decoded to.
     """
 
     def __init__(
@@ -207,7 +209,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
             seed = int(check_random_state(seed).randint(2**31 - 1))
         shape = data.images.shape[1:]
         self.config_ = own_recipe(
-            self.n_clusters, len(data.images), shape, **{**chosen, **(self.settings or {})}, seed=seed
+            self.n_clusters, len(data.images), shape, **{**chosen, **_checked_settings(self.settings)}, seed=seed
         )
         for name in ("model_", "state_", "history_", "labels_"):
             self.__dict__.pop(name, None)
@@ -239,27 +241,25 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     def _predictable(self, X: ArrayLike) -> np.ndarray:
         """The pictures, with the channels of the model."""
         check_is_fitted(self)
-        images, channels = self._images(X, reset=False), self.model_.backbone.conv1.in_channels
-        if images.shape[1] == 3 and channels == 1:
-            if own.is_paths(X):
-                return stream.to_gray(images)
-            fix = "Convert them: X.mean(axis=-1)"
-            raise PictureError("colour pictures", "X", "This model was fitted on grey ones, (N, H, W)", fix)
-        return np.repeat(images, 3, 1) if images.shape[1] < channels else images
+        return _in_channels(self._images(X, reset=False), self.model_.backbone.conv1.in_channels)
 
     def _fittable(self, X: ArrayLike, reset: bool) -> np.ndarray:
-        """The pictures, in colour where the backbone's start wants that."""
+        """The pictures, with the channels of the model that is trained on, and in colour where the backbone's start
+        wants that."""
+        if not reset and hasattr(self, "model_"):
+            return self._predictable(X)
         images = self._images(X, reset)
-        return np.repeat(images, 3, 1) if self.pretrained and images.shape[1] == 1 else images
+        return _in_channels(images, 3 if self.pretrained else images.shape[1])
 
     def _images(self, X: ArrayLike, reset: bool) -> np.ndarray:
         """X as uint8 (N, C, H, W). ``reset``: X is fitted, and what later X must be like is taken from it."""
+        X = own.unwrapped(X)
         if own.is_paths(X):
             if reset:
                 self.side_, self.value_range_ = own.usual_side(X), None
                 self.n_features_in_ = self.side_
-            return own.from_paths(X, self.side_ or own.LARGEST_SIDE)
-        x = np.asarray(X) if not hasattr(X, "iloc") and not _is_sparse(X) else X
+            return own.from_paths(X, self.side_ or self.config_.image_size)
+        x = own.stacked(X) if not hasattr(X, "iloc") and not _is_sparse(X) else X
         if getattr(x, "ndim", 2) <= 2 and self.image_shape is not None:
             x = validate_data(self, x, reset=reset, dtype="numeric", ensure_all_finite=False)
             x = own.fold(x, self.image_shape)
@@ -273,13 +273,13 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
             self.value_range_ = self._range_of(x)
             if x.ndim > 2 and self.image_shape is None:
                 self.n_features_in_ = x.shape[1]
-        if self.value_range == "fit" and x.dtype != np.uint8:
+        if self.value_range == "fit":
             x = np.where(np.isfinite(x), np.clip(x, *self.value_range_), x)
         return own.from_array(x, self.value_range_)
 
     def _range_of(self, x: np.ndarray) -> tuple[float, float] | None:
         if self.value_range != "fit":
-            return self.value_range
+            return _checked_range(self.value_range)
         finite = x[np.isfinite(x)] if x.dtype.kind == "f" else x
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         return low, max(high, np.nextafter(low, np.inf))
@@ -306,6 +306,32 @@ def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np
     if len(np.unique(np.concatenate(clusters))) == 1:
         return 0.0
     return float(adjusted_mutual_info_score(*clusters))
+
+
+def _in_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 (N, C, H, W) in grey or in colour, as ``channels`` says."""
+    if images.shape[1] == channels:
+        return images
+    return np.repeat(images, 3, 1) if channels == 3 else stream.to_gray(images)
+
+
+def _checked_range(given: Any) -> tuple[float, float] | None:
+    """``value_range``, if it is one. Raises `ConfigError`."""
+    numbers = isinstance(given, tuple | list) and len(given) == 2 and all(isinstance(v, Real) for v in given)
+    if given is None or (numbers and given[0] < given[1]):
+        return given
+    allowed = "None, 'fit', or two numbers (darkest, brightest)"
+    raise ConfigError(f"value_range is {given!r}", "value_range", allowed, "Give two numbers, the smaller one first")
+
+
+def _checked_settings(given: Any) -> dict[str, Any]:
+    """``settings``, if they are a dict of such as have no parameter of their own. Raises `ConfigError`."""
+    if given is not None and not isinstance(given, dict):
+        raise ConfigError(f"settings is {given!r}", "settings", "A dict", "Write settings={'lr': 0.1}, say")
+    for name in {"n_clusters", "seed", "dataset", "profile"} & (given or {}).keys():
+        allowed = "n_clusters and random_state, the seed, are parameters of their own; the pictures come as X"
+        raise ConfigError(f"settings has {name}", "settings", allowed, "Leave it out there")
+    return given or {}
 
 
 def _is_sparse(x: Any) -> bool:

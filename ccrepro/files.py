@@ -49,6 +49,11 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     return path
 
 
+def readable(name: str | Path) -> str:
+    """A file's name as text for people: bytes that are not UTF-8 become ``\\xe9`` and the like."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename last through a power cut."""
     handle = os.open(folder, os.O_RDONLY)
@@ -142,6 +147,15 @@ def _try_lock(folder: Path) -> IO[str] | None:
 
 def _owner(folder: Path) -> str:
     return (folder / "lock").read_text().strip() or "another process"
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process has claimed a folder with `lock`, as far as one can know of a process on another machine."""
+    try:
+        _, pid, _, host = (folder / "lock").read_text().split()
+    except (OSError, ValueError):
+        return False
+    return host != socket.gethostname() or _alive(pid)
 
 
 def git(*arguments: str) -> str | None:

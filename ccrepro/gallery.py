@@ -85,8 +85,8 @@ def _page(collection: "Collection", found: "Clusters", groups: list[np.ndarray],
             "pictures": [
                 {
                     "row": f"{row:06d}",
-                    "path": collection.paths[row],
-                    "url": urllib.parse.quote(os.path.join(base, collection.paths[row])),
+                    "path": files.readable(collection.paths[row]),
+                    "url": urllib.parse.quote(os.fsencode(os.path.join(base, collection.paths[row]))),
                     "confidence": float(found.confidence[row]),
                 }
                 for row in rows
@@ -95,7 +95,7 @@ def _page(collection: "Collection", found: "Clusters", groups: list[np.ndarray],
         for k, rows in enumerate(groups)
         if len(rows)
     ]
-    name = collection.folder.resolve().name
+    name = files.readable(collection.folder.resolve().name)
     return environment.get_template("gallery.html.j2").render(
         name=name,
         clusters=clusters,

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -30,8 +31,13 @@ def load(path: str) -> tuple[ContrastiveClusteringModel, Config, int]:
 def sources(source: str) -> Iterable[str]:
     """Paths of a folder or picture; or, for "-", of standard input, a line each, as they come."""
     if source == "-":
-        return (line.rstrip("\r\n") for line in sys.stdin if line.strip())
-    return [str(path) for path in own.list_pictures(source)]
+        if isinstance(sys.stdin, io.TextIOWrapper):  # names are bytes, in whatever encoding
+            sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
+        return (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip())
+    found = [str(path) for path in own.list_pictures(source)]
+    if others := own.left_out(source):
+        print(f"left out, of kinds that are not read: {others}", file=sys.stderr)
+    return found
 
 
 def predict(model_path: str, source: str) -> None:
@@ -44,8 +50,18 @@ def predict(model_path: str, source: str) -> None:
     timing = stream.Timing()
     for found in _told(model, config, side, source, timing):
         sure = {"cluster": found.cluster, "confidence": round(found.confidence, 6)} if not found.error else {}
-        print(json.dumps({"path": found.path, **(sure or {"error": found.error})}, ensure_ascii=False), flush=True)
+        print(_json({"path": found.path, **(sure or {"error": found.error})}), flush=True)
     _end(timing)
+
+
+def _json(line: dict[str, Any]) -> str:
+    """Readable where standard output takes its letters, otherwise escaped: names may be of any bytes."""
+    text = json.dumps(line, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(line)
+    return text
 
 
 def _told(
@@ -89,6 +105,7 @@ def embed(model_path: str, source: str, out: str) -> None:
         np.savez_compressed(buffer, **arrays)
     else:
         columns = {name: list(array) if array.ndim == 2 else array for name, array in arrays.items()}
+        columns["path"] = list(map(files.readable, columns["path"]))
         pd.DataFrame(columns).to_parquet(buffer, index=False)
     files.atomic_write(out, buffer.getvalue())
     print(f"{len(good):,} pictures: z {arrays['z'].shape}, h {arrays['h'].shape} -> {out}")

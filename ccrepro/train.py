@@ -150,7 +150,8 @@ def start(config: Config, data: ImageSet, ranks: Ranks = ALONE) -> State:
 def channel_statistics(images: np.ndarray, at_once: int = 2**20) -> tuple[Tensor, Tensor]:
     """Mean and deviation of each channel's pixels in [0, 1]: uint8 (N, C, H, W) → (C,), (C,), exact for any N.
 
-    at_once: pixels that are counted at a time; numpy makes 8 bytes of each.
+    The deviation of a channel in which all pixels are equal, as two of green fluorescence are, is 1: nothing is there
+    to be scaled. at_once: pixels that are counted at a time; numpy makes 8 bytes of each.
     """
     at_once = max(1, at_once // math.prod(images.shape[2:]))
     counts = np.zeros((images.shape[1], 256), dtype=np.int64)
@@ -158,8 +159,9 @@ def channel_statistics(images: np.ndarray, at_once: int = 2**20) -> tuple[Tensor
         for channel, count in enumerate(counts):
             count += np.bincount(images[first : first + at_once, channel].ravel(), minlength=256)
     share, value = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
-    mean = share @ value
-    return torch.tensor(mean).float(), torch.tensor(np.sqrt(share @ value**2 - mean**2)).float()
+    mean, constant = share @ value, share.max(1) == 1
+    variance = np.where(constant, 1, share @ value**2 - mean**2)
+    return torch.tensor(mean).float(), torch.tensor(np.sqrt(variance)).float()
 
 
 @dataclass(frozen=True)

@@ -1,35 +1,51 @@
 """A run's log in the terminal, one line of numbers and a curve, again whenever it has grown; or in TensorBoard."""
 
+import contextlib
 import json
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ccrepro import files
 from ccrepro.errors import ConfigError, DataError
 
 BLOCKS = "▁▂▃▄▅▆▇█"
-WIDTH = 60  # of the curve, in characters
+WIDTH, BESIDE = 60, 22  # of the curve, and of what stands to either side, in characters
 
 
 def watch(folder: Path, once: bool = False, every_seconds: float = 2.0) -> None:
-    """Print the log of a run, or of ``cluster --out``, until it is done. Raises `DataError` where there is none."""
+    """Print the log of a run, or of ``cluster --out``, until it is done, or Ctrl-C. Raises `DataError` where there is
+    none, and nobody about to write one."""
     shown = None
-    while True:
-        log = newest_log(folder)
-        epochs = read_log(log)
-        if shown != (shown := (log, len(epochs))):
-            print(describe(str(log.parent.relative_to(folder.parent)), epochs), flush=True)
-        if once or done(folder, epochs):
-            return
-        time.sleep(every_seconds)
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            log, working = newest_log(folder), at_work(folder)
+            epochs = read_log(log)
+            finished = done(folder, epochs)
+            if shown != (shown := (log, len(epochs), working)):
+                print(describe(str(log.parent.relative_to(folder.parent)), epochs), flush=True)
+                if not working and not finished:
+                    print("  stopped: no process is at work on it; the command that began it goes on", flush=True)
+            if once or finished:
+                return
+            time.sleep(every_seconds)
+
+
+def at_work(folder: Path) -> bool:
+    """Whether a process trains there, or reads the pictures first."""
+    return files.is_held(folder) or files.is_held(folder / "training")
 
 
 def newest_log(folder: Path) -> Path:
-    """The log of a run; where several numbers of clusters are tried, that of the training under way."""
+    """The log of a run, perhaps still to come; where several numbers of clusters are tried, that of the training under
+    way."""
     logs = [log for log in (folder / "log.jsonl", *folder.glob("sweep/*/log.jsonl")) if log.exists()]
+    if not logs and at_work(folder):
+        return folder / "log.jsonl"
     if not logs:
         what, allowed = f"no log in {folder}", "The folder of a run has log.jsonl after its first epoch"
         raise DataError(what, str(folder), allowed, "Give runs/PROFILE/DATASET/VARIANT-seedK, or cluster's --out")
@@ -39,7 +55,7 @@ def newest_log(folder: Path) -> Path:
 def read_log(log: Path) -> list[dict[str, Any]]:
     """The epochs of a log; a line that is being written is left out."""
     epochs = []
-    for line in log.read_text().splitlines():
+    for line in log.read_text().splitlines() if log.exists() else ():
         try:
             epochs.append(json.loads(line))
         except ValueError:
@@ -65,8 +81,13 @@ def describe(name: str, epochs: list[dict[str, Any]]) -> str:
     return (
         f"{name}  epoch {last['epoch']}{total}  loss {last['loss']:.3f}"
         f"  clusters in use {math.exp(last['entropy']):.1f}  largest {last['largest_share']:.0%}"
-        f"  {pace:.1f} s/epoch{left}\n  loss {curve([e['loss'] for e in epochs])}"
+        f"  {pace:.1f} s/epoch{left}\n  loss {curve([e['loss'] for e in epochs], _width())}"
     )
+
+
+def _width() -> int:
+    """Of a curve that leaves room in the terminal for what stands beside it."""
+    return max(10, min(WIDTH, shutil.get_terminal_size((WIDTH + BESIDE, 24)).columns - BESIDE))
 
 
 def curve(values: list[float], width: int = WIDTH) -> str:

@@ -1,14 +1,17 @@
 """A folder of pictures from the command line: what is written, what is printed, and what is refused."""
 
+import importlib.util
 import io
 import json
 import os
 import re
+import shutil
+import socket
 import subprocess
 import sys
 import time
 from html.parser import HTMLParser
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 import pandas as pd
@@ -59,6 +62,35 @@ def test_csv_has_every_picture_and_the_kinds_are_found(photos, clustered):
     assert facts["scores"]["acc"] > 0.9
     kinds = found.path.str[0]
     assert pd.crosstab(kinds, found.cluster).max(axis=1).sum() / 48 == pytest.approx(facts["scores"]["acc"])
+
+
+ODD = ["a'b.png", 'a"b.png', "100%.png", "a,b;c.png", "new\nline.png", "=1+1.png", "-x.png", " y .png", "日本 😀.png"]
+
+
+def test_pictures_of_any_name_get_through(tmp_path, capsys, monkeypatch):
+    """Also of one that is not in UTF-8, as from an old archive: the bytes in question are shown as escapes."""
+    names = [*map(os.fsencode, ODD), b"caf\xe9.png"]
+    (tmp_path / "Bilder ä").mkdir()
+    for i, name in enumerate(names):
+        picture(i % 3, np.random.default_rng(i)).save(tmp_path / "Bilder ä" / os.fsdecode(name), "PNG")
+    out, arguments = tmp_path / "out", ["--n-clusters", "2", "--epochs", "1"]
+    assert main(["cluster", str(tmp_path / "Bilder ä"), "--out", str(out), *arguments]) == 0
+    assert set(pd.read_csv(out / "clusters.csv").path) == {*ODD, "caf\\xe9.png"}
+    links = [unquote_to_bytes(link) for link in Links((out / "index.html").read_text()).found["href"] if link[0] != "#"]
+    assert {os.path.basename(link) for link in links} == set(names)
+    assert all(os.path.exists(os.path.join(os.fsencode(out), link)) for link in links)
+
+    paths = [os.fsencode(tmp_path / "Bilder ä") + b"/" + name for name in names if b"\n" not in name]
+    for encoding in ("utf-8", "ascii"):
+        screen = io.TextIOWrapper(io.BytesIO(), encoding)
+        listed = io.TextIOWrapper(io.BytesIO(b"\xef\xbb\xbf" + b"\r\n".join(paths)), encoding)
+        monkeypatch.setattr("sys.stdin", listed)
+        monkeypatch.setattr("sys.stdout", screen)
+        assert main(["predict", str(out), "-"]) == 0
+        screen.seek(0)
+        assert [os.fsencode(json.loads(line)["path"]) for line in screen.buffer.getvalue().splitlines()] == paths
+    for kind in ("npz", "parquet") if importlib.util.find_spec("pyarrow") else ("npz",):
+        assert main(["embed", str(out), str(tmp_path / "Bilder ä"), "--out", str(tmp_path / f"e.{kind}")]) == 0
 
 
 class Links(HTMLParser):
@@ -281,6 +313,7 @@ def test_bad_pictures_are_listed_or_left_out(photos, tmp_path, capsys):
         (["cluster", "some", "--n-clusters", "3", "--out", "some/out"], 2, "some/out lies in some"),
         (["cluster", "some", "--n-clusters", "3", "--out", "file"], 1, "Not a directory"),
         (["cluster", "some", "--n-clusters", "2:9", "--out", "out"], 2, "n_clusters is 9, but the collection has 4"),
+        (["cluster", "some/0.png", "--n-clusters", "2", "--out", "out"], 2, "but the collection has 1 images"),
         (["cluster", "some", "--n-clusters", "2", "--out", "out", "--heads", "instance"], 2, "heads is instance"),
         (["predict", "nowhere", "."], 4, "cannot read nowhere"),
         (["embed", "nowhere", ".", "--out", "e.txt"], 2, "FILE.npz or FILE.parquet"),
@@ -303,6 +336,24 @@ def test_mistakes_are_one_line(arguments, code, says, tmp_path, monkeypatch, cap
     assert found == code
     assert says in line
     assert not list(tmp_path.rglob("log.jsonl")), "nothing was trained"
+
+
+@pytest.mark.parametrize("name", ["training", "packed", "packed.partial", "sheets", "thumbs"])
+def test_folders_of_others_are_never_replaced(photos, name, tmp_path, capsys):
+    """As in ``ccrepro cluster data/training --out data``, which had removed the pictures at the end."""
+    shutil.copytree(photos / "a", tmp_path / name)
+    arguments = ["cluster", tmp_path / name, "--n-clusters", "2", "--out", tmp_path, "--epochs", "1"]
+    code, line = error_of(capsys, *arguments)
+    assert code == 2
+    assert f"{tmp_path / name} is there, and not of an earlier cluster" in line
+    assert len(list((tmp_path / name).iterdir())) == 16
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / "summary.json").write_text("{}")  # of another program
+    assert error_of(capsys, *arguments) == (code, line)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("mine")
+    arguments[1], arguments[5] = photos, tmp_path / "site"
+    assert "site/index.html is there, and not of an earlier cluster" in error_of(capsys, *arguments)[1]
 
 
 def test_a_second_process_on_the_same_results_is_told(photos, tmp_path, capsys):
@@ -383,6 +434,32 @@ def test_watch_shows_the_last_epoch_and_the_curve(clustered, tmp_path, capsys):
     (tmp_path / "log.jsonl").write_text("\n".join([*log[:3], log[3][:30]]))
     assert [e["epoch"] for e in watch.read_log(tmp_path / "log.jsonl")] == [1, 2, 3]
     assert main(["watch", str(tmp_path), "--once"]) == 0
+
+
+def test_watch_waits_for_the_first_epoch_of_a_run_and_says_when_it_has_stopped(tmp_path, capsys, monkeypatch):
+    epoch = {"epoch": 1, "epochs": 2, "loss": 5.0, "entropy": 0.0, "largest_share": 1.0, "seconds": 30}
+    held = files.lock(tmp_path / "run/training")  # as while pictures are decoded
+
+    def meanwhile(seconds):
+        if not (tmp_path / "run/log.jsonl").exists():
+            (tmp_path / "run/log.jsonl").write_text(json.dumps(epoch) + "\n")
+        elif not held.closed:
+            held.close()
+            (tmp_path / "run/training/lock").write_text(f"process {gone.pid} on {socket.gethostname()}\n")
+        else:
+            raise KeyboardInterrupt  # the usual way out of it
+
+    with subprocess.Popen(["true"]) as gone:
+        pass
+    monkeypatch.setattr(time, "sleep", meanwhile)
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["watch", str(tmp_path / "run")]) == 0
+    waiting, first, curve, again, _, stopped = capsys.readouterr().out.splitlines()
+    assert waiting == "run: no epoch yet"
+    assert first == again
+    assert first.startswith("run  epoch 1/2  loss 5.000")
+    assert len(curve) <= 40
+    assert stopped.startswith("  stopped: no process is at work on it")
 
 
 def test_watch_follows_a_sweep_to_its_end(tmp_path, capsys):

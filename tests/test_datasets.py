@@ -15,7 +15,7 @@ from torchvision import datasets as tv
 
 from ccrepro import datasets
 from ccrepro.config import Facts
-from ccrepro.datasets import catalog, sources
+from ccrepro.datasets import catalog, own, sources
 from ccrepro.errors import ConfigError, DataError
 
 ROOT = Path(__file__).parents[1]
@@ -336,6 +336,26 @@ def test_genuine_pictures_are_packed_as_pillow_reads_them(place, tmp_path):
             assert tuple(data.sizes[row]) == (image.height, image.width)
             expected = np.asarray(image.convert("RGB").resize((256, 256), Image.Resampling.BILINEAR))
         assert np.array_equal(data.images[row], expected.transpose(2, 0, 1))
+
+
+def test_pictures_of_a_folder_are_found_once_wherever_they_lie(tmp_path):
+    """Hidden ones left out; links to folders followed, and round in a circle only once."""
+    shown, hidden = ("b.PNG", "c/d.jfif", "c/notes.txt", "outside/f.avif", "c/g.heic"), ("c/.h.png", ".thumbs/i.png")
+    for name in (*shown, *hidden):
+        path = tmp_path / ("elsewhere" if "outside" in name else "in") / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    base = tmp_path / "in"
+    for link, target in (("a", "../elsewhere/outside"), ("b", "c"), ("c/up", ".."), ("lost.png", "nowhere.png")):
+        (base / link).symlink_to(target)
+    found = [str(path.relative_to(base)) for path in sources.image_files(base, deep=True)]
+    assert found == ["a/f.avif", "b.PNG", "c/d.jfif"]
+    assert [path.name for path in sources.image_files(base)] == ["b.PNG"]
+    assert own.left_out(base) == "1 .heic, 1 .txt, 1 broken link"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/a.heic").write_text("")
+    with pytest.raises(DataError, match=r"no pictures in .*other, but 1 \.heic \(pictures\)"):
+        own.list_pictures(tmp_path / "other")
 
 
 @has("samples/sample-stl10")

@@ -71,6 +71,15 @@ def test_16_bit_grey_is_scaled(tmp_path):
     assert np.abs(square[1] - values / 257.0).max() <= 0.5
 
 
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_grey_in_fractions_is_scaled(tmp_path, top):
+    values = np.linspace(0, top, 64, dtype=np.float32).reshape(8, 8)
+    values[0, 0] = np.nan  # what was not measured
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    square, _ = decode(tmp_path / "a.tif", 8)
+    assert np.abs(square[1] - np.nan_to_num(values) * (255 / top)).max() <= 0.51
+
+
 def png(path):
     Image.new("RGB", (60, 60), "red").save(path, "PNG")
     return path.read_bytes()
@@ -91,6 +100,11 @@ def test_what_is_no_picture_says_why(tmp_path, content, reason):
     path.write_bytes(content(path))
     with pytest.raises(BadImage, match=reason):
         decode(path, 8)
+
+
+def test_a_file_that_cannot_be_read_is_not_called_damaged(tmp_path):
+    with pytest.raises(BadImage, match=r"^cannot be read: Is a directory$"):
+        decode(tmp_path, 8)
 
 
 def test_truncated_jpeg(tmp_path):

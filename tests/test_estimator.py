@@ -3,7 +3,9 @@ import subprocess
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.datasets import load_digits
@@ -90,10 +92,15 @@ def test_every_form_of_the_same_pictures_gives_the_same(fitted, shapes):
         images.transpose(0, 2, 3, 1),
         images / 255,
         (images / 255).astype(np.float32).transpose(0, 2, 3, 1),
-        images[:, ::1].tolist(),
+        np.asfortranarray(images),
+        (images / 255).astype(">f8"),
+        np.float32(images) / np.float32(255) * np.float32(1 + 1e-7),  # rounded past 1
+        torch.tensor(images),
+        (torch.tensor(images) / 255).requires_grad_(),
+        pd.Series(list(images)),
+        [Image.fromarray(image) for image in images.transpose(0, 2, 3, 1)],
     ):
-        as_uint8 = np.asarray(form, dtype=np.uint8) if isinstance(form, list) else form
-        assert (fitted.predict_proba(as_uint8) == expected).all()
+        assert (fitted.predict_proba(form) == expected).all()
 
 
 def test_paths_are_read_as_arrays_are(fitted, shapes, tmp_path):
@@ -102,7 +109,10 @@ def test_paths_are_read_as_arrays_are(fitted, shapes, tmp_path):
         Image.fromarray(image.transpose(1, 2, 0)).save(path)
     from_files = ContrastiveClustering(3, epochs=2, backbone="small", random_state=0).fit([str(p) for p in paths])
     from_arrays = ContrastiveClustering(3, epochs=2, backbone="small", random_state=0).fit(shapes[0][:20])
-    assert (from_files.predict_proba(paths) == from_arrays.predict_proba(shapes[0][:20])).all()
+    expected = from_arrays.predict_proba(shapes[0][:20])
+    for model in (from_files, from_arrays):
+        for given in (paths, pd.Series(paths), pd.Series(list(map(str, paths)), index=range(20, 0, -1))):
+            assert (model.predict_proba(given) == expected).all()
 
 
 def test_pictures_of_another_size_and_grey_ones_are_taken(fitted, shapes):
@@ -112,10 +122,25 @@ def test_pictures_of_another_size_and_grey_ones_are_taken(fitted, shapes):
     assert fitted.predict(images[:, 0]).shape == (90,)
 
 
-def test_colour_pictures_are_refused_by_a_model_of_grey_ones(shapes):
-    grey = ContrastiveClustering(3, **FEW).fit(shapes[0][:, 0])
-    with pytest.raises(ValueError, match=r"colour pictures.*Convert them: X.mean"):
-        grey.predict(shapes[0])
+def test_grey_and_colour_become_what_was_fitted(fitted, shapes, tmp_path):
+    colour = shapes[0]
+    grey = np.stack([np.asarray(Image.fromarray(i).convert("L")) for i in colour.transpose(0, 2, 3, 1)])
+    of_grey = ContrastiveClustering(3, **FEW).fit(grey)
+    expected = of_grey.predict_proba(grey)
+    assert (of_grey.predict_proba(colour) == expected).all()
+    for model, others in ((of_grey, colour), (pickle.loads(pickle.dumps(fitted)), grey)):
+        channels = model.model_.backbone.conv1.in_channels
+        assert model.partial_fit(others).model_.backbone.conv1.in_channels == channels
+
+
+def test_pillows_pictures_are_taken_as_they_are_seen(fitted):
+    """Not by the numbers of a palette's colours; and a transparent one lies on white."""
+    red = Image.new("RGB", (12, 12), "red")
+    kinds = [red, red.convert("P"), Image.new("RGBA", (12, 12), (0, 0, 0, 0)), Image.new("L", (12, 12), 255)]
+    one, palette, clear, white = fitted.predict_proba(kinds)
+    assert (one == palette).all()
+    assert (clear == white).all()
+    assert (one != white).any()
 
 
 def test_prediction_depends_neither_on_the_batch_nor_on_the_place_in_it(fitted, shapes):
@@ -274,6 +299,19 @@ def test_other_shapes_say_how_to_convert(shape, says):  # 36
     assert says in raised(lambda: ContrastiveClustering(3).fit(np.zeros(shape)))
 
 
+def test_pictures_of_different_shapes_say_so(fitted):
+    for form in ([np.zeros((5, 6)), np.zeros((7, 6))], [Image.new("RGB", (5, 6)), Image.new("RGB", (9, 6))]):
+        assert "pictures of different shapes (X). They must have one size" in raised(
+            lambda form=form: fitted.predict(form)
+        )
+
+
+def test_later_values_are_cut_off_at_the_range_that_was_fitted():
+    dark = np.random.default_rng(0).integers(0, 128, (30, 8, 8)).astype(np.uint8)
+    model = ContrastiveClustering(2, value_range="fit", **FEW).fit(dark)
+    assert (model.predict_proba(dark * 2) == model.predict_proba(np.minimum(dark * 2, dark.max()))).all()
+
+
 def test_fewer_images_than_clusters():  # 37
     assert "n_samples=5 < n_clusters=10" in raised(lambda: ContrastiveClustering(10).fit(np.zeros((5, 8, 8))))
 
@@ -287,6 +325,9 @@ def test_values_out_of_range_say_how_to_scale():
 def test_rows_that_do_not_fold():
     rows = np.zeros((20, 63))
     assert "63 values a row" in raised(lambda: ContrastiveClustering(3, image_shape=(8, 8)).fit(rows))
+    for shape in (8, "8x8", (63,)):
+        text = raised(lambda shape=shape: ContrastiveClustering(3, image_shape=shape).fit(rows))
+        assert f"image_shape is {shape!r}" in text
 
 
 def test_bad_files_are_named(tmp_path):
@@ -294,6 +335,7 @@ def test_bad_files_are_named(tmp_path):
     text = raised(lambda: ContrastiveClustering(2).fit([tmp_path / "a.png", tmp_path / "none.png"]))
     assert "a.png: empty file" in text
     assert "none.png: no such file" in text
+    assert "None: no path" in raised(lambda: ContrastiveClustering(2).fit(["a.png", None]))
 
 
 @pytest.mark.parametrize(
@@ -303,6 +345,12 @@ def test_bad_files_are_named(tmp_path):
         ({"epochs": -1}, "epochs is -1"),
         ({"backbone": "vgg"}, "unknown backbone 'vgg'"),
         ({"settings": {"temprature": 1}}, "unknown setting 'temprature'"),
+        ({"settings": {"seed": 1}}, "settings has seed (settings). n_clusters and random_state"),
+        ({"settings": {"variant": "kmeans-pixels"}}, "baseline is kmeans"),
+        ({"batch_size": "x"}, "batch_size is 'x'"),
+        ({"settings": ["lr"]}, "settings is ['lr']"),
+        ({"value_range": (1, 0)}, "value_range is (1, 0)"),
+        ({"value_range": "auto"}, "value_range is 'auto'"),
         ({"batch_size": 500}, "batch_size is 500, but the collection has 30 images"),
     ],
     ids=str,

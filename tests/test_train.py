@@ -13,7 +13,8 @@ from torch.utils._pytree import tree_leaves
 
 from ccrepro import augmentations
 from ccrepro import train as train_module
-from ccrepro.config import recipe
+from ccrepro.config import own_recipe, recipe
+from ccrepro.datasets import ImageSet
 from ccrepro.errors import ConfigError, NumericalError
 from ccrepro.evaluate import evaluate
 from ccrepro.loss import cluster_loss, instance_loss
@@ -333,3 +334,15 @@ def test_channel_statistics_are_those_of_all_pixels(generator):
     mean, deviation = train_module.channel_statistics(images.numpy(), at_once=7 * 30)
     assert_close(mean, (images / 255).mean((0, 2, 3)))
     assert_close(deviation, (images / 255).double().std((0, 2, 3), correction=0).float())
+
+
+def test_a_channel_without_contrast_is_not_divided_by_zero():
+    """As in pictures of green fluorescence; the root of a variance that rounding made negative is none either."""
+    images = torch.randint(0, 256, (24, 3, 8, 8), generator=torch.Generator().manual_seed(0)).byte().numpy()
+    images[:, 0], images[:, 2] = 0, 77
+    mean, deviation = train_module.channel_statistics(images)
+    assert deviation[[0, 2]].tolist() == [1, 1]
+    assert mean[2] == pytest.approx(77 / 255)
+    data = ImageSet("green", images, np.full((24, 2), 8), None, (), "made here")
+    _, history = train(own_recipe(3, 24, images.shape[1:], epochs=1), data)
+    assert np.isfinite(history[-1]["loss"])

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # more is taken for a decompression bomb
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
 
 
 class BadImage(Exception):
@@ -23,23 +23,27 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")
-            upright = _rgb(ImageOps.exif_transpose(image))
+            upright = as_seen(image)
     except UnidentifiedImageError:
         raise BadImage("empty file" if Path(path).stat().st_size == 0 else "not an image") from None
     except Image.DecompressionBombError as error:  # Pillow's own limit is higher than ours
         raise BadImage(f"more than {MAX_PIXELS:,} pixels: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno:  # the file system's, not Pillow's
+            raise BadImage(f"cannot be read: {error.strerror}") from None
         raise BadImage(f"damaged: {' '.join(str(error).split())}") from None
     size = (upright.height, upright.width)
     square = upright if size == (side, side) else upright.resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(square).transpose(2, 0, 1), size
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """The picture in RGB."""
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a channel, or more, in grey
-        values = np.asarray(image, dtype=np.float64)
-        top = 65535 if values.max(initial=0) > 255 else 255
+def as_seen(image: Image.Image) -> Image.Image:
+    """The picture in RGB, turned as its EXIF says, transparency laid on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a channel, or more, in grey; or fractions
+        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+        tops = (1, 255, 65535) if image.mode == "F" else (255, 65535)
+        top = next((top for top in tops if values.max(initial=0) <= top), tops[-1])
         image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -4,6 +4,7 @@ Letters: N images, C channels, H, W sides, S side of the square that files are d
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
@@ -13,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ccrepro.datasets.decode import SUFFIXES, BadImage, decode
-from ccrepro.datasets.sources import digits, image_files
-from ccrepro.errors import PictureError
+from ccrepro.datasets.decode import SUFFIXES, BadImage, as_seen, decode
+from ccrepro.datasets.sources import digits, image_files, is_image, visible_files
+from ccrepro.errors import ConfigError, PictureError
 
 LARGEST_SIDE = 256  # that a picture is kept at
 SHAPES = "(N, H, W), (N, H, W, 3) or (N, 3, H, W)"
@@ -26,6 +27,28 @@ def is_paths(x: Any) -> bool:
     if isinstance(x, np.ndarray):
         return x.ndim == 1 and x.dtype.kind in "UO" and len(x) > 0 and isinstance(x[0], str | os.PathLike)
     return isinstance(x, Sequence) and not isinstance(x, str) and len(x) > 0 and isinstance(x[0], str | os.PathLike)
+
+
+def unwrapped(x: Any) -> Any:
+    """Pictures or paths without what they came in: torch's tensor, of any device and precision, as an array; the column
+    of a table as a list; Pillow's pictures as arrays in colour."""
+    if hasattr(x, "detach"):
+        x = x.detach().cpu()
+        return (x.float() if x.is_floating_point() else x).numpy()
+    if getattr(x, "ndim", 0) == 1 and (hasattr(x, "iloc") or x.dtype == object):
+        x = x.tolist()
+    if isinstance(x, list) and x and isinstance(x[0], Image.Image):
+        return [np.asarray(as_seen(picture)) for picture in x]
+    return x
+
+
+def stacked(x: Any) -> np.ndarray:
+    """One array of pictures. Raises `PictureError` where they are not of one shape."""
+    try:
+        return np.asarray(x)
+    except ValueError:
+        allowed = "They must have one size, and be all grey or all in colour"
+        raise PictureError("pictures of different shapes", "X", allowed, "Resize them, or give their paths") from None
 
 
 def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
@@ -43,7 +66,8 @@ def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) ->
     x = x.astype(np.float32)
     _check_finite(x)
     low, high = value_range or (0.0, 1.0)
-    if x.min() < low or x.max() > high:
+    slack = (high - low) * 1e-6  # rounding, as of a picture that was resized
+    if x.min() < low - slack or x.max() > high + slack:
         what = f"values from {x.min():g} to {x.max():g}"
         fix = "Scale X, make it uint8, or give value_range=(darkest, brightest)"
         raise PictureError(what, "X", f"Numbers from {low:g} to {high:g} are pixels here", fix)
@@ -80,8 +104,11 @@ def _check_finite(x: np.ndarray) -> None:
 
 def fold(x: np.ndarray, shape: tuple[int, ...] | str) -> np.ndarray:
     """Flat rows (N, F) as pictures (N, C, H, W): ``shape`` is (H, W) or (C, H, W), or ``square`` for the smallest
-    square, with zeros after the last value. Raises `PictureError` where F does not fit."""
+    square, with zeros after the last value. Raises `ConfigError` for another ``shape``, and `PictureError` where F does
+    not fit."""
     n, width = x.shape
+    if shape != "square" and not (isinstance(shape, tuple | list) and len(shape) in (2, 3)):
+        raise ConfigError(f"image_shape is {shape!r}", "image_shape", "(H, W), (C, H, W) or 'square'", "Correct it")
     if shape == "square":
         side = max(2, int(np.ceil(np.sqrt(width))))
         return np.pad(x, ((0, 0), (0, side * side - width))).reshape(n, 1, side, side)
@@ -103,9 +130,18 @@ def list_pictures(path: str | Path) -> list[Path]:
         raise PictureError(f"no folder or picture {path}", "pictures", "Name one that is there", "Correct it")
     found = image_files(path, deep=True)
     if not found:
-        what, allowed = f"no pictures in {path}", f"Files that end in {', '.join(SUFFIXES)}"
+        others = left_out(path)
+        what = f"no pictures in {path}" + (f", but {others}" if others else "")
+        allowed = f"Files that end in {', '.join(SUFFIXES)}"
         raise PictureError(what, "pictures", allowed, "Choose another folder")
     return found
+
+
+def left_out(path: str | Path) -> str:
+    """The files of a folder that `list_pictures` does not list, by kind: "2 .heic, 1 broken link", or nothing."""
+    others = [p for p in visible_files(Path(path), deep=True) if not is_image(p)]
+    kinds = Counter((p.suffix.lower() or "without ending") if p.is_file() else "broken link" for p in others)
+    return ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common())
 
 
 def usual_side(paths: Sequence[str | Path], n: int = 200) -> int:
@@ -115,13 +151,15 @@ def usual_side(paths: Sequence[str | Path], n: int = 200) -> int:
         try:
             with Image.open(path) as image:  # reads the header alone
                 sides.append(min(image.size))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError):
             continue  # named later, by whoever decodes it
     return int(min(LARGEST_SIDE, max(8, np.median(sides)))) if sides else LARGEST_SIDE
 
 
 def read(path: str | Path, side: int) -> np.ndarray | BadImage:
     """A picture, uint8 (3, S, S), or the reason why there is none."""
+    if not isinstance(path, str | os.PathLike):  # a gap in a table
+        return BadImage("no path")
     try:
         return decode(path, side)[0] if os.path.isfile(path) else BadImage("no such file")
     except BadImage as error:

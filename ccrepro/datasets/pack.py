@@ -156,7 +156,8 @@ def _decoded(scratch: Path, source: Files, made_from: str, skip_bad: bool) -> tu
     if bad and not skip_bad:
         what = f"{len(bad)} of {n} pictures are bad, listed above"
         where = str(source.paths[bad[0]].parent)
-        raise DataError(what, where, "Every file must be a picture", "Remove them, or leave them out with --skip-bad")
+        fix = "Remove them, or leave them out with --skip-bad, of cluster or datasets get"
+        raise DataError(what, where, "Every file must be a picture", fix)
     return _kept(scratch, source, sizes, bad)
 
 

@@ -4,6 +4,7 @@ Letters: N images, C channels, S side of the packed square.
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,8 +212,25 @@ def folder(path: Path, side: int = 256) -> Files:
 
 def image_files(path: Path, deep: bool = False) -> list[Path]:
     """The picture files of a folder, by name; with ``deep`` those of its sub-folders too."""
-    found = path.rglob("*") if deep else path.glob("*")
-    return sorted(p for p in found if p.suffix.lower() in SUFFIXES and p.is_file() and not p.name.startswith("."))
+    return [p for p in visible_files(path, deep) if is_image(p)]
+
+
+def is_image(path: Path) -> bool:
+    """Whether it is a file, or a link to one, with an ending that is read."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
+
+
+def visible_files(path: Path, deep: bool) -> list[Path]:
+    """The files of a folder, by name, hidden ones left out; with ``deep`` those of its sub-folders, and of folders that
+    are linked into it, once each."""
+    found, seen = [], set()
+    for folder, folders, names in os.walk(path, followlinks=True):
+        place = os.path.realpath(folder)
+        visible = [name for name in folders if deep and place not in seen and not name.startswith(".")]
+        folders[:] = sorted(visible, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
+        found += [Path(folder, name) for name in names if place not in seen and not name.startswith(".")]
+        seen.add(place)
+    return sorted(found)
 
 
 def _listed(paths: dict[str, list[Path]], class_names: list[str], side: int) -> Files:
