@@ -65,7 +65,11 @@ def _sync_folder(folder: Path) -> None:
 
 def _writer() -> str:
     """This process, in the name of a file that it has not done yet."""
-    return f"{os.getpid()}-{socket.gethostname().replace('.', '-')}"
+    return f"{os.getpid()}-{_host()}"
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "-")
 
 
 def sweep(folder: Path, ours: bool = False) -> int:
@@ -73,16 +77,20 @@ def sweep(folder: Path, ours: bool = False) -> int:
 
     ours: nobody else is at work in the folder, so that what processes of other machines left there is swept too.
     """
-    stale = [path for path in folder.rglob(".*.tmp") if not _alive(path.name.split(".")[-3], ours)]
+    stale = [path for path in folder.rglob(".*.tmp") if _abandoned(path.name.split(".")[-3], ours)]
     for path in stale:
         path.unlink(missing_ok=True)
     return len(stale)
 
 
-def _alive(writer: str, ours: bool) -> bool:
+def _abandoned(writer: str, ours: bool) -> bool:
     pid, _, host = writer.partition("-")
-    if host and not _writer().endswith(f"-{host}"):
-        return not ours  # on a file system that is shared; of them nothing is known
+    elsewhere = host not in ("", _host())  # on a file system that is shared; of them nothing is known
+    return ours if elsewhere else not _alive(pid)
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of this machine is there."""
     try:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
