@@ -69,8 +69,8 @@ def test_check_of_good_names_is_silent(capsys):
 
 def test_train_writes_a_run_and_prints_its_scores(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(files, "ROOT", tmp_path)
-    assert main(["train", "digits", "--epochs", "1"]) == 0
-    assert (tmp_path / "runs/demo/digits/cc-seed0+epochs=1/run.json").exists()
+    assert main(["train", "digits", "--sample", "320", "--batch-size", "64", "--epochs", "1"]) == 0
+    assert (tmp_path / "runs/demo/digits/cc-seed0+sample=320+batch_size=64+epochs=1/run.json").exists()
     assert not (tmp_path / "results").exists()
     assert "ACC 0." in capsys.readouterr().out
 
