@@ -258,13 +258,15 @@ def _from_file(options: argparse.Namespace) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     config = _config(options)
-    from ccrepro import datasets, ranks, run, train  # torch takes seconds to import; mistakes are told at once
+    from ccrepro import ranks  # torch takes seconds to import; mistakes are told at once
 
     config = ranks.settle(config)
     gpus.claim(config)
     if ranks.to_be_launched(config):
         ranks.launch(config, sys.argv[1:])
         return
+    from ccrepro import datasets, run, train  # and this again as long, for which no launcher waits
+
     with ranks.join(config) as together:
         with together.one_first():
             data = datasets.sample(datasets.load(config.dataset, options.data_dir), config.sample, config.seed)

@@ -26,6 +26,7 @@ from ccrepro.files import ROOT, atomic_write
 from ccrepro.interrupt import StopSignal
 from ccrepro.parameters import check_names
 
+START_SECONDS = 300  # for a kernel to start in; a second or two are usual
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -63,11 +64,7 @@ def _failed(output: Path) -> Path:
 def _execute(path: Path, scratch: Path, parameters: dict[str, Any]) -> None:
     with StopSignal(then=_pass_on) as stop:
         try:
-            papermill.execute_notebook(
-                str(path), str(scratch), parameters, kernel_name="python3", cwd=str(ROOT),
-                progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
-                extra_arguments=["--log-level=CRITICAL"],
-            )  # fmt: skip
+            _on_a_kernel(path, scratch, parameters, stop)
         except (PapermillExecutionError, DeadKernelError) as error:
             found = _translated(error, path) if isinstance(error, PapermillExecutionError) else _dead(path)
             if stop.signal and not isinstance(found, Stopped):
@@ -78,6 +75,23 @@ def _execute(path: Path, scratch: Path, parameters: dict[str, Any]) -> None:
     if skipped:
         what = f"{skipped} of {len(cells)} cells did not run"
         raise NotebookError(what, path.name, "Every cell must run", "Look for an early exit in runs/failed")
+
+
+def _on_a_kernel(path: Path, scratch: Path, parameters: dict[str, Any], stop: StopSignal, starts: int = 3) -> None:
+    """Run all cells. A kernel that starts may find a port taken, by another that starts at that moment, which was free
+    when it was chosen: then another kernel is started, up to ``starts`` in all."""
+    try:
+        papermill.execute_notebook(
+            str(path), str(scratch), parameters, kernel_name="python3", cwd=str(ROOT), start_timeout=START_SECONDS,
+            progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
+            extra_arguments=["--log-level=CRITICAL"],
+        )  # fmt: skip
+    except RuntimeError as error:
+        if isinstance(error, DeadKernelError) or not str(error).startswith("Kernel "):
+            raise
+        if starts == 1 or stop.signal:
+            raise DeadKernelError(str(error)) from error
+        _on_a_kernel(path, scratch, parameters, stop, starts - 1)
 
 
 def _pass_on(number: int) -> None:

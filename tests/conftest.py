@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,11 @@ from ccrepro.config import recipe
 from ccrepro.datasets import ImageSet, load
 
 torch.set_num_threads(1)
+
+# What is tested, here and in processes started from here, is not to depend on who starts the tests from where.
+for name in [name for name in os.environ if name.startswith(("SLURM_", "GIT_", "MAKE", "MFLAGS"))]:
+    del os.environ[name]
+os.environ |= {"COLUMNS": "80", "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
 
 
 @pytest.fixture(scope="session")

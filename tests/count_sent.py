@@ -1,20 +1,15 @@
-"""What each rank hands to collectives in one real training step; started by torchrun, it prints a line of JSON.
+"""What each rank hands to collectives in one real training step."""
 
-``torchrun --nproc-per-node 2 tests/count_sent.py small``
-"""
-
-import json
-import sys
 from collections import Counter
 from typing import Any
 
-import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ccrepro import ranks, train
-from ccrepro.config import recipe
-from ccrepro.datasets import load
+from ccrepro import train
+from ccrepro.config import Config
+from ccrepro.datasets import ImageSet
+from ccrepro.ranks import Ranks
 
 # By the name of the operation: the kind, and the argument that holds what this rank hands over.
 KINDS = {
@@ -40,21 +35,13 @@ class Count(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def main() -> None:
-    config = ranks.settle(recipe("digits", batch_size=64, device="cpu", backbone=sys.argv[1]))
-    torch.set_num_threads(1)
-    with ranks.join(config) as together:
-        data, config = load("digits"), train.resolve(config)
-        state, (part,) = train.start(config, data, together), train._passes(config, data)
-        views = train.pairs(part.images, part.sizes, config, 0, ranks=together)
-        for _ in range(2):  # in which DistributedDataParallel settles how it groups gradients
-            train.step(state.network, state.optimizer, *next(views), config, ranks=together)
-        with Count() as count:
-            train.step(state.network, state.optimizer, *next(views), config, ranks=together)
-            together.agree(0, 0)
-        if together.rank == 0:
-            print(json.dumps({"calls": count.calls, "bytes": count.bytes}), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+def sent(config: Config, data: ImageSet, together: Ranks) -> dict[str, dict[str, int]]:
+    """``calls`` and ``bytes`` of this rank in one step of training, by kind."""
+    state, (part,) = train.start(config, data, together), train._passes(config, data)
+    views = train.pairs(part.images, part.sizes, config, 0, ranks=together)
+    for _ in range(2):  # in which DistributedDataParallel settles how it groups gradients
+        train.step(state.network, state.optimizer, *next(views), config, ranks=together)
+    with Count() as count:
+        train.step(state.network, state.optimizer, *next(views), config, ranks=together)
+        together.agree(0, 0)
+    return {"calls": dict(count.calls), "bytes": dict(count.bytes)}

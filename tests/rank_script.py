@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import random
 import signal
 import socket
 import sys
@@ -10,8 +11,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import lightning_fabric  # noqa: F401  so that no rank has to
 import numpy as np
 import torch
+from count_sent import sent
 
 from ccrepro import ranks, train
 from ccrepro.checkpoint import Checkpoints
@@ -42,6 +45,7 @@ CASES = {
     "resnet18": (recipe("cifar10", "paper", "resnet18", **SMALL | {"image_size": 32}), images(16, 32)),
 }
 ORDER = (recipe("digits", batch_size=16, device="cpu"), numbered(70))
+COUNTED = (recipe("digits", batch_size=64, device="cpu", backbone="resnet18"), images(192, channels=1))
 
 
 def two_steps(config: Config, data: ImageSet, together: Ranks) -> dict[str, torch.Tensor]:
@@ -98,6 +102,8 @@ def compute(out: str, size: int) -> None:
         found["agreed"] = torch.tensor(together.agree(together.rank, 7 * (together.rank == 1), 0))
         found["shared"] = torch.tensor(together.share(lambda: 100 + together.rank))
         found["saved first"] = torch.tensor(saved_first(config, Path(f"{out}.{size}.stopped"), together))
+        if size == 2:
+            found["sent"] = sent(*COUNTED, together)
         torch.save(found, f"{out}.{together.size}.{together.rank}")
 
 
@@ -114,12 +120,17 @@ def by_srun(rank: int, size: int) -> dict[str, Any]:
     return {f"SLURM_{name}": value for name, value in task.items()}
 
 
+def free_port() -> int:
+    """Of those that no other process is given unless it asks for this one."""
+    while True:
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("localhost", random.randrange(20_000, 30_000)))
+            return tried.getsockname()[1]
+
+
 def fork(out: str, size: int) -> None:
     """All ranks of one size, as copies of this process, which has imported everything."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    children = []
+    port, children = free_port(), []
     for rank in range(size):
         children.append(os.fork())
         if not children[-1]:

@@ -1,12 +1,15 @@
 """Cells are trained in pieces that stop by themselves, travel, and go on exactly; on a bare machine too."""
 
 import dataclasses
+import itertools
 import json
 import os
-import re
 import shutil
+import signal
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -16,12 +19,15 @@ import torch
 from safetensors.torch import load_file
 
 from ccrepro import away, checkpoint, cli, datasets, files, jobs, parcel, results, run
+from ccrepro import train as train_module
 from ccrepro.config import recipe
 from ccrepro.errors import ConfigError, DataError, NumericalError
+from ccrepro.interrupt import StopSignal
 from ccrepro.train import train
 
 ROOT = Path(__file__).parents[1]
 QUICK = {"dataset": "digits", "sample": 300, "batch_size": 64}
+HOUR = 3600.0  # seconds that no test takes
 
 
 def queue(*lines, **schedules):
@@ -94,20 +100,34 @@ def test_without_a_rate_there_is_no_plan(root):
         jobs.config_of(todo.items[0], todo)
 
 
-def test_pieces_make_the_run_that_one_go_would_have_made(root, capsys):
-    """Stopped by the clock at steps nobody chose, the weights are equal bit for bit."""
-    item = queue({**QUICK, "epochs": 16}).items[0]
+@pytest.fixture
+def over(monkeypatch):
+    """Let the time be over in every so many steps of training, as the alarm tells it: by SIGTERM."""
+
+    def every(steps):
+        real, count = train_module.step, itertools.count(1)
+
+        def step(*arguments):
+            if next(count) % steps == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*arguments)
+
+        monkeypatch.setattr(train_module, "step", step)
+
+    return every
+
+
+def test_pieces_make_the_run_that_one_go_would_have_made(root, over, monkeypatch, capsys):
+    """Stopped in the middle of epochs, the weights are equal bit for bit."""
+    item = queue({**QUICK, "epochs": 5}).items[0]
     config = recipe(**item.settings)
-    pieces = 1
-    while not away.piece(config, item, 0.8):
-        pieces += 1
-        assert pieces < 30
-    assert pieces > 1
+    over(7)  # of 4 steps an epoch
+    assert [away.piece(config, item, HOUR) for _ in range(3)] == [False, False, True]
+    monkeypatch.undo()
+    monkeypatch.setattr(files, "ROOT", root)
     record = json.loads((run.run_folder(config) / "run.json").read_text())
-    assert len(record["pieces"]) == pieces
-    assert record["resumed"] == pieces - 1
-    assert [p["end"] for p in record["pieces"]][-1] == "done"
-    assert re.fullmatch(r"stopped in epoch \d+, step \d+", record["pieces"][0]["end"])
+    assert [p["end"] for p in record["pieces"]] == ["stopped in epoch 2, step 3", "stopped in epoch 4, step 2", "done"]
+    assert record["resumed"] == 2
     assert "resumed after epoch" in capsys.readouterr().out
     data = datasets.sample(datasets.load("digits"), 300, 0)
     model, history = train(config, data)
@@ -115,6 +135,20 @@ def test_pieces_make_the_run_that_one_go_would_have_made(root, capsys):
     for name, tensor in load_file(run.run_folder(config) / "model.safetensors").items():
         assert torch.equal(tensor, model.state_dict()[name]), name
     assert "half_precision" not in record  # nobody asked for its weights
+
+
+def test_the_alarm_rings_when_the_time_is_over_and_not_once_the_work_is_done():
+    with away._alarm(0.05), StopSignal() as stop:
+        given_up = time.monotonic() + 120
+        while not stop.signal and time.monotonic() < given_up:
+            time.sleep(0.01)
+    assert stop.signal == signal.SIGTERM
+    before = set(threading.enumerate())
+    with StopSignal() as outside, away._alarm(HOUR):
+        (alarm,) = set(threading.enumerate()) - before
+    alarm.join(120)
+    assert not alarm.is_alive()
+    assert not outside.signal
 
 
 @pytest.fixture
@@ -189,11 +223,12 @@ CODE_SHA256 = away.code_sha256
 
 
 @pytest.fixture
-def half_done(root):
+def half_done(root, over):
     """A run that was stopped, packed to be brought back in loads of two small parts."""
     todo = queue({**QUICK, "epochs": 200})
     config = recipe(**todo.items[0].settings)
-    assert not away.piece(config, todo.items[0], 1.5)
+    over(7)
+    assert not away.piece(config, todo.items[0], HOUR)
     return todo, config
 
 

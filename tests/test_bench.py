@@ -19,10 +19,23 @@ def test_turns_are_interleaved_and_summed_up():
     assert "".join(turns).endswith("ababab")
 
 
-def test_slow_is_measured_as_slower():
-    x = torch.rand(300, 300)
-    found = bench.interleaved({"once": lambda: x @ x, "nine": lambda: [x @ x for _ in range(9)]}, 3, CPU)
-    assert found["nine"]["median"] > 3 * found["once"]["median"]
+def test_seconds_are_those_of_one_call(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("time.process_time", lambda: now[0])
+
+    def lasting(*parts):
+        """A way whose calls last so many 128ths of a second, one after another."""
+        each = iter(parts)
+
+        def way():
+            now[0] += next(each) / 128
+
+        return way
+
+    # One call unmeasured, one to see how often to repeat; then three turns of 20 ms: of two calls each, and of one.
+    found = bench.interleaved({"quick": lasting(1, 1, 2, 2, 1, 1, 5, 7), "slow": lasting(9, 9, 9, 8, 7)}, 3, CPU)
+    assert found["quick"] == {"median": 2 / 128, "low": 1 / 128, "high": 6 / 128}
+    assert found["slow"] == {"median": 8 / 128, "low": 7 / 128, "high": 9 / 128}
 
 
 def test_peak_memory_is_that_of_the_tensors_alive_at_once():

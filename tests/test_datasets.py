@@ -242,7 +242,7 @@ print(datasets.load("folder:{tmp_path}/mine", {str(tmp_path)!r}).sha256)
 """
     command = [sys.executable, "-c", code]
     several = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    lines = [line for each in several for line in each.communicate(timeout=60)[0].splitlines()]
+    lines = [line for each in several for line in each.communicate(timeout=300)[0].splitlines()]
     assert [each.returncode for each in several] == [0] * 3
     assert lines.count("packs") == 1
     assert len({line for line in lines if len(line) == 64}) == 1

@@ -74,10 +74,14 @@ def test_sweep_spares_what_other_machines_may_be_writing(tmp_path, monkeypatch):
 
 
 def test_a_locked_folder_names_its_owner_and_is_free_when_it_dies(tmp_path):
-    code = f"from pathlib import Path; from ccrepro.files import lock; held = lock(Path({str(tmp_path)!r})); input()"
-    owner = subprocess.Popen([sys.executable, "-c", f"{code}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    while not (tmp_path / "lock").exists() or not (tmp_path / "lock").read_text():
-        pass
+    code = f"""
+from pathlib import Path
+from ccrepro.files import lock
+held = lock(Path({str(tmp_path)!r}))
+input("has")
+"""
+    owner = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert owner.stdout.read(3) == b"has"
     with pytest.raises(LockedError, match=f"^process {owner.pid} on .* is at work on this run") as caught:
         lock(tmp_path)
     assert caught.value.exit_code == 6

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from ccrepro import gpus
 from ccrepro.config import recipe
 
-# Claim, say so, hold for some time, say that it is over. A line is written at once or not at all.
+# Claim, say so, hold until told to end, say that it is over. A line is written at once or not at all.
 RUN = """
 import os, sys, time
 from ccrepro import gpus
@@ -24,9 +25,10 @@ log = os.open(sys.argv[1], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 gpu = gpus.claim(recipe("digits"))
 assert os.environ["CUDA_VISIBLE_DEVICES"] == gpu
 note("has")
-time.sleep(float(sys.argv[2]))
+sys.stdin.readline()
 note("leaves")
 """
+HANGS = 120  # seconds after which a process that should have ended is given up
 
 
 @pytest.fixture
@@ -48,9 +50,11 @@ def nvidia_smi(machine, n):
     path.chmod(0o755)
 
 
-def start(machine, seconds):
-    command = [sys.executable, "-c", RUN, str(machine / "log"), str(seconds)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+@pytest.fixture
+def start(machine):
+    """Start a run; it ends when its input does, so with this process at the latest."""
+    command = [sys.executable, "-c", RUN, str(machine / "log")]
+    return lambda: subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 def events(machine):
@@ -58,42 +62,49 @@ def events(machine):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def wait_for(condition, seconds=30):
-    end = time.monotonic() + seconds
+def wait_for(condition):
+    end = time.monotonic() + HANGS
     while not condition():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
 
 
-def test_never_two_runs_on_one_gpu_and_all_runs_come_to_an_end(machine):
+def test_never_two_runs_on_one_gpu_and_all_runs_come_to_an_end(machine, start):
     nvidia_smi(machine, 2)
-    runs = [start(machine, 0.4) for _ in range(7)]
-    printed = [run.communicate(timeout=60)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0] * 7
-    on, most = {}, 0
+    runs = {run.pid: run for run in (start() for _ in range(7))}
+    wait_for(lambda: len(events(machine)) == 2)
+    working = {event["pid"] for event in events(machine)}
+    said = [run.stdout.readline() for pid, run in runs.items() if pid not in working]  # nobody has left yet
+    owner = rf"(process ({'|'.join(map(str, runs))}) on .*|another process)"  # who has not written its name yet
+    assert all(re.fullmatch(rf"demo/digits/cc-seed0  waits for a GPU; taken: 0 \({owner}\), 1 \({owner}\)\n", text)
+               for text in said), said  # fmt: skip
+    for left in range(7):
+        has = [event["pid"] for event in events(machine) if event["what"] == "has"]
+        runs[has[left]].communicate("\n", timeout=HANGS)
+        wait_for(lambda left=left: sum(e["what"] == "has" for e in events(machine)) == min(left + 3, 7))
+    assert [run.returncode for run in runs.values()] == [0] * 7
+    on, most = {}, []
     for event in sorted(events(machine), key=lambda e: e["at"]):
         if event["what"] == "has":
             assert on.setdefault(event["gpu"], event["pid"]) == event["pid"]
-            most = max(most, len(on))
         else:
             assert on.pop(event["gpu"]) == event["pid"]
-    assert most == 2, "the two GPUs were never at work together"
+        most.append(len(on))
+    assert max(most) == 2
     assert {e["gpu"] for e in events(machine)} == {"0", "1"}
-    waited = [text for text in printed if text]
-    assert len(waited) >= 4, "seven runs on two GPUs"
-    assert all(text.startswith("demo/digits/cc-seed0  waits for a GPU; taken: 0 (process ") for text in waited)
 
 
-def test_the_gpu_of_a_killed_run_is_free_again(machine, monkeypatch):
+def test_the_gpu_of_a_killed_run_is_free_again(machine, start, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5a")
-    first = start(machine, 600)
+    first = start()
     wait_for(lambda: events(machine))
-    second = start(machine, 0)
+    second = start()
     assert second.stdout.readline().endswith(f"taken: GPU-5a (process {first.pid} on {os.uname().nodename})\n")
     assert len(events(machine)) == 1
     first.send_signal(signal.SIGKILL)
     first.wait()
-    assert second.wait(timeout=30) == 0
+    second.communicate("\n", timeout=HANGS)
+    assert second.returncode == 0
     assert [e["pid"] for e in events(machine)] == [first.pid, second.pid, second.pid]
 
 
@@ -127,7 +138,7 @@ def test_one_claim_per_process_and_its_children(machine, monkeypatch):
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "1"
     assert gpus.claim(recipe("digits")) is None, "it has one"
     child = "from ccrepro import gpus; from ccrepro.config import recipe; print(gpus.claim(recipe('digits')))"
-    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, timeout=HANGS)
     assert done.stdout == "None\n", "a child uses its parent's and does not wait for it"
 
 
@@ -147,9 +158,9 @@ def test_nothing_is_claimed_where_there_is_nothing_to_claim(machine, monkeypatch
 
 
 @pytest.mark.usefixtures("no_claim_stays")
-def test_equal_ids_of_two_slurm_jobs_are_two_gpus(machine, monkeypatch):
+def test_equal_ids_of_two_slurm_jobs_are_two_gpus(machine, start, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    other = start(machine, 600)
+    other = start()
     wait_for(lambda: events(machine))
     monkeypatch.setenv("SLURM_JOB_ID", "17")
     assert gpus.claim(recipe("digits")) == "0"

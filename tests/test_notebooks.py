@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,9 +14,10 @@ import nbformat
 import numpy as np
 import papermill
 import pytest
+from jupyter_client.connect import LocalPortCache
 from PIL import Image
 
-from ccrepro import notebook, report
+from ccrepro import cli, notebook, report
 from ccrepro.checkpoint import Checkpoints
 from ccrepro.errors import ConfigError, DataError
 
@@ -68,12 +70,12 @@ def test_notebook_keeps_the_conventions(path):
 
 def test_training_notebook_writes_a_run_record(tmp_path):
     parameters = {
-        "overrides": {"epochs": 1},
+        "overrides": {"epochs": 1, "sample": 320, "batch_size": 64},
         "runs_dir": str(tmp_path / "runs"),
         "results_dir": str(tmp_path / "results"),
     }
     output = notebook.run(ROOT / "notebooks/02_train.ipynb", tmp_path / "02.ipynb", parameters)
-    record = json.loads((tmp_path / "runs/demo/digits/cc-seed0+epochs=1/run.json").read_text())
+    record = json.loads((tmp_path / "runs/demo/digits/cc-seed0+sample=320+batch_size=64+epochs=1/run.json").read_text())
     assert record["epochs"] == 1
     assert 0 < record["scores"]["acc"] < 1
     assert not (tmp_path / "results").exists()
@@ -145,16 +147,16 @@ def test_notebook_without_parameters_cell(made, tmp_path):
 def test_papermill_by_hand_fails_at_an_unknown_parameter_too(tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="unknown parameter 'sede'"):
         papermill.execute_notebook(
-            str(ROOT / "notebooks/02_train.ipynb"), str(tmp_path / "o.ipynb"), {"sede": 1}, progress_bar=False
+            str(ROOT / "notebooks/09_online.ipynb"), str(tmp_path / "o.ipynb"), {"sede": 1}, progress_bar=False
         )
 
 
-def test_bad_dataset_in_a_notebook_is_one_line_and_exit_2(tmp_path):
-    command = [sys.executable, "-m", "ccrepro", "notebook", "notebooks/02_train.ipynb", str(tmp_path / "o.ipynb")]
-    done = subprocess.run([*command, "dataset=mnist"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("ccrepro: error: unknown data set 'mnist'")
-    assert done.stderr.count("\n") == 1
+def test_bad_dataset_in_a_notebook_is_one_line_and_exit_2(tmp_path, capfd):
+    arguments = ["notebook", str(ROOT / "notebooks/02_train.ipynb"), str(tmp_path / "o.ipynb"), "dataset=mnist"]
+    assert cli.main(arguments) == 2
+    error = capfd.readouterr().err
+    assert error.startswith("ccrepro: error: unknown data set 'mnist'")
+    assert error.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -170,6 +172,34 @@ def test_failed_notebook_leaves_no_output(made, tmp_path, source, says):
     with pytest.raises(notebook.NotebookError, match=says):
         notebook.run(made("seed = 0  # any", source, "seed"), tmp_path / "out.ipynb", {})
     assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_port_that_another_kernel_took_costs_a_start_and_not_the_notebook(made, tmp_path, monkeypatch):
+    real, asked = LocalPortCache.find_available_port, []
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def taken_once(self, ip):
+            asked.append(ip)
+            return other.getsockname()[1] if len(asked) == 1 else real(self, ip)
+
+        monkeypatch.setattr(LocalPortCache, "find_available_port", taken_once)
+        output = notebook.run(made("seed = 0  # any", "seed + 1"), tmp_path / "out.ipynb", {"seed": 4})
+    assert code_cells(output)[-1].outputs[0]["data"]["text/plain"] == "5"
+    assert len(asked) == 10
+
+
+def test_a_kernel_that_never_comes_up_is_one_line(made, tmp_path, monkeypatch):
+    starts = []
+
+    def execute_notebook(path, output, *more, **settings):
+        starts.append(path)
+        shutil.copy(path, output)
+        raise RuntimeError("Kernel died before replying to kernel_info")
+
+    monkeypatch.setattr(papermill, "execute_notebook", execute_notebook)
+    with pytest.raises(notebook.NotebookError, match=r"the kernel died"):
+        notebook.run(made("seed = 0  # any", "seed"), tmp_path / "out.ipynb", {})
+    assert len(starts) == 3
 
 
 def test_error_of_the_package_keeps_its_kind(made, tmp_path):

@@ -28,7 +28,7 @@ def test_comparison_with_the_last_commit(root):
     record = {"dataset": "digits", "variant": "cc", "seed": 0, "scores": {"nmi": 0.5, "acc": 0.9, "ari": 0.5}}
     atomic_write(root / path, json.dumps(record))
     assert "–" in results.compare("demo")  # not a clone
-    git = ["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e@x"]
+    git = ["git", "-C", str(root), "-c", "user.name=n", "-c", "user.email=e@x", "-c", "commit.gpgsign=false"]
     for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "."]):
         subprocess.run(git + command, check=True)
     record["scores"]["acc"] = 0.95

@@ -1,11 +1,6 @@
 """The formulas of many GPUs against the code they speak of, and the page against the formulas."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -29,23 +24,6 @@ def test_the_pages_tables_follow_from_the_formulas(name):
     page = (ROOT / "docs/scaling.md").read_text()
     (shown,) = re.findall(rf"<!-- {name} -->\n(.*?)\n\n", page + "\n\n", flags=re.S)
     assert shown == scaling.markdown(name), "paste scaling.markdown() there"
-
-
-@pytest.mark.parametrize(("ranks", "backbone"), [(2, "resnet18")])
-def test_a_real_step_sends_what_the_formulas_say(ranks, backbone):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    done = subprocess.run(
-        [*command, str(ROOT / "tests/count_sent.py"), backbone], capture_output=True, text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    config = recipe("digits", backbone=backbone)
-    setting = scaling.Setting(64, config.instance_dim, config.n_clusters)
-    calls, sizes = Counter(), Counter()
-    for each in scaling.collectives(setting, scaling.network(config, channels=1), ranks, gpu=False):
-        calls[each.kind] += each.calls
-        sizes[each.kind] += each.bytes
-    assert json.loads(done.stdout.splitlines()[-1]) == {"calls": calls, "bytes": sizes}
 
 
 def test_a_ring_sends_what_is_said():

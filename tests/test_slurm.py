@@ -16,6 +16,7 @@ from ccrepro.cli import main
 from ccrepro.files import ROOT, atomic_write
 
 CELLS = ["--datasets", "digits", "--variants", "cc", "untrained", "--seeds", "0", "1"]
+HANGS = 300  # seconds after which a job that should have ended, or come further, is given up
 
 
 def script_of(text, *lines):
@@ -114,10 +115,10 @@ def test_submitted_cells_run_and_their_records_are_written(cluster, capsys):
     assert capsys.readouterr().out == f"Submitted batch job 17; logs in {root}/runs/slurm\n"
     assert (root / "runs/slurm").is_dir()
     (root / "ccrepro").symlink_to(ROOT / "ccrepro")  # the script runs in the folder that stands for the clone
-    assert start(root, 0).wait(timeout=60) == 0, (root / "0.log").read_text()
+    assert start(root, 0).wait(timeout=HANGS) == 0, (root / "0.log").read_text()
     record = json.loads((root / "results/runs/demo/digits/kmeans-pixels-seed3.json").read_text())
     assert record["scores"]["acc"] > 0.7
-    assert start(root, 0).wait(timeout=60) == 0
+    assert start(root, 0).wait(timeout=HANGS) == 0
     assert (root / "0.log").read_text().endswith("demo/digits/kmeans-pixels-seed3 is done\n")
     assert not (root / "scontrol.txt").exists()
     assert main(["slurm", "--datasets", "digits", "--variants", "kmeans-pixels", "--seeds", "3", *folders]) == 0
@@ -128,14 +129,14 @@ def test_ahead_of_the_limit_a_cell_saves_and_is_queued_again(cluster, capsys):
     root, folders = cluster
     assert main(["slurm", "--datasets", "digits", "--variants", "cc", "--seeds", "0", *folders]) == 0
     job, folder = start(root, 0), root / "runs/demo/digits/cc-seed0"
-    end = time.monotonic() + 60
+    end = time.monotonic() + HANGS
     while not (folder / "log.jsonl").exists():
         assert time.monotonic() < end, (root / "0.log").read_text()
         time.sleep(0.05)
     job.send_signal(signal.SIGTERM)  # as with scancel, where SLURM tells the run itself
     time.sleep(0.2)
     job.send_signal(signal.SIGUSR1)
-    assert job.wait(timeout=60) == 143
+    assert job.wait(timeout=HANGS) == 143
     log = (root / "0.log").read_text()
     assert re.search(r"ccrepro: error: stopped by SIGTERM \(epoch \d+, step \d+\)\. The step under way .* saved", log)
     assert (root / "scontrol.txt").read_text() == "requeue 17_0\n"
@@ -148,7 +149,7 @@ def test_what_fails_is_not_queued_again(cluster, capsys):
     assert main(["slurm", "--datasets", "digits", "--variants", "untrained", "--seeds", "0", *folders]) == 0
     text = (root / "submitted.sh").read_text()
     (root / "submitted.sh").write_text(text.replace("--profile demo", "--profile dmo"))
-    assert start(root, 0).wait(timeout=60) == 2
+    assert start(root, 0).wait(timeout=HANGS) == 2
     assert "unknown profile 'dmo'" in (root / "0.log").read_text()
     assert not (root / "scontrol.txt").exists()
 

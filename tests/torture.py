@@ -23,11 +23,14 @@ from typing import Any
 import bad_inputs
 import hostile_files
 import nbformat
+import threadpoolctl
 import torch
 from PIL import Image
 
-from ccrepro import files
+from ccrepro import cli, files
 from ccrepro.checkpoint import Checkpoints
+from ccrepro.config import recipe
+from ccrepro.run import run_folder
 
 ROOT = Path(__file__).parents[1]
 UNTOLD = ("seconds", "resumed", "commit", "hardware", "history")  # of a record: what may differ, or is compared apart
@@ -44,7 +47,7 @@ def silenced(function: Callable[[], Any]) -> tuple[Any, list[str]]:
     return result, printed.getvalue().splitlines()
 
 
-def kill_training(kills: int, rng: random.Random) -> dict[str, int]:
+def kill_training(kills: int, rng: random.Random, **settings: Any) -> dict[str, int]:
     """SIGKILL a training run at random moments and start it again with the same command, until all kills are used.
 
     Each resumed run is compared with one that was never interrupted: history, weights, scores, clusters, maps.
@@ -52,10 +55,10 @@ def kill_training(kills: int, rng: random.Random) -> dict[str, int]:
     per_run = 4
     counts = {"kills": 0, "runs": 0, "runs identical": 0, "checkpoints lost": 0}
     with tempfile.TemporaryDirectory() as folder:
-        whole = _trained(Path(folder, "whole"), 0, rng)[0]
+        whole = _trained(Path(folder, "whole"), 0, rng, settings)[0]
         while counts["kills"] < kills:
             again, kills_here, lost = _trained(
-                Path(folder, str(counts["runs"])), min(per_run, kills - counts["kills"]), rng
+                Path(folder, str(counts["runs"])), min(per_run, kills - counts["kills"]), rng, settings
             )
             counts["kills"] += kills_here
             counts["checkpoints lost"] += lost
@@ -66,14 +69,18 @@ def kill_training(kills: int, rng: random.Random) -> dict[str, int]:
     return counts
 
 
-def _trained(folder: Path, kills: int, rng: random.Random) -> tuple[dict[str, Any], int, int]:
+def _trained(folder: Path, kills: int, rng: random.Random, settings: dict[str, Any]) -> tuple[dict[str, Any], int, int]:
     """What a run ends with, the kills it went through, and how often a checkpoint was there and not gone on from."""
-    command = [sys.executable, "-m", "ccrepro", "train", "digits", "--epochs", "2", "--checkpoint-seconds", "0"]
+    command = [sys.executable, "-m", "ccrepro", "train", "digits", "--checkpoint-seconds", "0"]
+    command += [text for name, value in settings.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     command += ["--runs-dir", str(folder), "--results-dir", str(folder)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    cell = folder / "demo/digits/cc-seed0+epochs=2"
+    cell = run_folder(recipe("digits", **settings), folder)
     done, lost = 0, 0
-    while True:
+    if not kills:  # this process has imported all that it takes
+        with threadpoolctl.threadpool_limits(1):
+            silenced(lambda: cli.main(command[3:]))
+    while not (cell / "run.json").exists():
         had = any(cell.glob("checkpoint-*.json"))
         before = len(list(cell.glob("checkpoint-*.json"))) and max(p.name for p in cell.glob("checkpoint-*.json"))
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
@@ -83,8 +90,6 @@ def _trained(folder: Path, kills: int, rng: random.Random) -> tuple[dict[str, An
             process.kill()
         printed = process.communicate()[0]
         lost += had and "resumed after" not in printed
-        if (cell / "run.json").exists():
-            break
         if process.returncode not in (-signal.SIGKILL, 0):
             raise RuntimeError(f"training ended with {process.returncode}: {printed}")
     record = json.loads((cell / "run.json").read_text())
@@ -265,7 +270,7 @@ def _tree(folder: Path) -> dict[str, str]:
 
 
 PARTS: dict[str, Callable[[float, random.Random], dict[str, Any]]] = {
-    "training killed": lambda share, rng: kill_training(_part(20, share), rng),
+    "training killed": lambda share, rng: kill_training(_part(20, share), rng, epochs=2),
     "reproduction killed": lambda share, rng: kill_reproduce(_part(20, share), rng),
     "checkpoints damaged": lambda share, rng: corrupt(_part(20, share), _part(300, share), rng),
     "bad inputs": lambda share, rng: mislead(),
