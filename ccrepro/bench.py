@@ -41,6 +41,7 @@ STEPS = (
     ("resnet34", "imagenet", 224, 4, 256),
 )
 QUICK = (STEPS[1], STEPS[4]), (AUGMENTATIONS[0], AUGMENTATIONS[2])  # what a quick look measures of these two
+TURN = {"cpu": 0.1, "cuda": 0.5}  # seconds at least of a way's turn
 MEMORY_LIMIT = 4 * 2**30  # bytes: what would take more in the authors' way is not run in it
 
 
@@ -137,13 +138,13 @@ def _line(row: dict[str, Any]) -> str:
 def interleaved(ways: dict[str, Callable[[], Any]], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
     """Seconds per call of each way: median, smallest and largest over ``rounds`` of turns, after one call unmeasured.
 
-    Each turn of a way repeats it for at least 20 ms. On a GPU it is half a second, so that the host's way ahead of the
-    device counts as in training, and three calls go unmeasured: one compiles, one records CUDA graphs, one replays.
+    Each turn of a way repeats it for at least `TURN`; on a GPU that is so long that the host's way ahead of the device
+    counts as in training, and three calls go unmeasured: one compiles, one records CUDA graphs, one replays.
     """
-    calls, (warm, turn) = {}, (3, 0.5) if device.type == "cuda" else (1, 0.02)
+    calls = {}
     for name, way in ways.items():
-        _seconds(way, warm, device)
-        calls[name] = max(1, int(turn / max(_seconds(way, 1, device), 1e-6)))
+        _seconds(way, 3 if device.type == "cuda" else 1, device)
+        calls[name] = max(1, int(TURN[device.type] / max(_seconds(way, 1, device), 1e-6)))
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _, (name, way) in itertools.product(range(rounds), ways.items()):
         taken[name].append(_seconds(way, calls[name], device) / calls[name])
