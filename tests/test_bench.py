@@ -33,7 +33,9 @@ def test_seconds_are_those_of_one_call(monkeypatch):
         return way
 
     # One call unmeasured, one to see how often to repeat; then three turns of 0.1 s: of three calls each, and of one.
-    found = bench.interleaved({"quick": lasting(1, 1, 2, 2, 2, 1, 1, 1, 5, 6, 7), "slow": lasting(9, 9, 9, 8, 7)}, 3, CPU)
+    found = bench.interleaved(
+        {"quick": lasting(1, 1, 2, 2, 2, 1, 1, 1, 5, 6, 7), "slow": lasting(9, 9, 9, 8, 7)}, 3, CPU
+    )
     assert found["quick"] == {"median": 2 / 32, "low": 1 / 32, "high": 6 / 32}
     assert found["slow"] == {"median": 8 / 32, "low": 7 / 32, "high": 9 / 32}
 
