@@ -36,7 +36,9 @@ ROOT = Path(__file__).parents[1]
 UNTOLD = ("seconds", "resumed", "commit", "hardware", "history")  # of a record: what may differ, or is compared apart
 # Where pages tell how long a run took, which differs from one reproduction to the next: the sentence on what it ran
 # on, and the column of seconds, before that of energy.
-TOLD_SECONDS = re.compile(rb"[\d,]+ to [\d,]+ s each|[\d,]+ *(\||</td>\s*<td[^>]*>) *(?=not measured)")
+TOLD_SECONDS = re.compile(
+    rb"(?<=, )([\d,]+ to [\d,]+ s each|[\d,]+ s)(?=[;,] )|[\d,]+ *(\||</td>\s*<td[^>]*>) *(?=not measured)"
+)
 
 
 def silenced(function: Callable[[], Any]) -> tuple[Any, list[str]]:
