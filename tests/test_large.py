@@ -15,8 +15,8 @@ from ccrepro.datasets import ImageSet, pack
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a limit on memory that leaves out mapped files")
 def test_a_set_larger_than_the_memory_allowed_trains_as_one_in_memory(tmp_path):
     folder = tmp_path / "packed" / "large"
-    large.make(folder, 2000, 200)
-    command = [sys.executable, large.__file__, "--run", str(folder), "--allowance", "112", "--quick"]
+    large.make(folder, 1400, 200)
+    command = [sys.executable, large.__file__, "--run", str(folder), "--allowance", "78", "--quick"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     mapped = json.loads(done.stdout.splitlines()[-1])

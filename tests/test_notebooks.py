@@ -93,17 +93,47 @@ def published(tmp_path_factory):
     return results
 
 
+def one_after_another(names, parameters, folder):
+    """Execute notebooks in one kernel, which starts and imports but once; the outputs of each.
+
+    The first has all parameters of the others, whose cells of them are left out. What one lacks and another before it
+    has would be hidden; ruff sees it.
+    """
+    book = nbformat.read(ROOT / f"notebooks/{names[0]}.ipynb", as_version=4)
+    book.cells, given = [], []
+    for name in names:
+        for cell in code_cells(ROOT / f"notebooks/{name}.ipynb"):
+            tags = cell.metadata.get("tags", [])
+            given += [{line.split("#")[0] for line in cell.source.splitlines()}] * ("parameters" in tags)
+            if "parameters" not in tags or len(given) == 1:
+                book.cells.append(nbformat.v4.new_code_cell(cell.source, metadata={"tags": [name, *tags]}))
+    assert all(given[0] >= others for others in given)
+    nbformat.write(book, folder / "all.ipynb")
+    executed = code_cells(notebook.run(folder / "all.ipynb", folder / "out.ipynb", parameters))
+    return {name: [o for c in executed if name in c.metadata.tags for o in c.outputs] for name in names}
+
+
+@pytest.fixture(scope="module")
+def reported(published):
+    """The outputs of each report notebook, all executed on the published records."""
+    return one_after_another(sorted(REPORTS, key="08_cases".__ne__), {"results_dir": str(published)}, published.parent)
+
+
 @pytest.mark.parametrize("name", REPORTS)
-def test_report_notebook_makes_its_table_and_figures(name, published, tmp_path):
-    shutil.copytree(published, tmp_path / "results")
-    results = tmp_path / "results"
-    output = notebook.run(ROOT / f"notebooks/{name}.ipynb", tmp_path / "out.ipynb", {"results_dir": str(results)})
-    saved = {p.name for p in (results / "figures/demo").iterdir()}
-    for path in (results / "tables/demo").glob("*.md"):
-        assert path.read_text() == (ROOT / "results/tables/demo" / path.name).read_text()
-    assert saved == {f"{figure}.{kind}" for figure in REPORTS[name] for kind in ("png", "svg")}
-    pictures = [o for c in code_cells(output) for o in c.outputs if "image/png" in o.get("data", {})]
-    assert len(pictures) == len(REPORTS[name])
+def test_report_notebook_makes_its_figures(name, reported, published):
+    assert sum("image/png" in output.get("data", {}) for output in reported[name]) == len(REPORTS[name])
+    figures = {figure for figures in REPORTS.values() for figure in figures}
+    saved = {path.name for path in (published / "figures/demo").iterdir()}
+    assert saved == {f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")}
+
+
+@pytest.mark.usefixtures("reported")
+def test_tables_follow_from_the_records(published):
+    made, committed = (
+        {path.name: path.read_text() for path in (results / "tables/demo").glob("*.md")}
+        for results in (published, ROOT / "results")
+    )
+    assert made == committed
 
 
 def test_every_figure_of_the_report_is_made_by_a_notebook():
@@ -111,11 +141,10 @@ def test_every_figure_of_the_report_is_made_by_a_notebook():
     assert {figure for figures in report.FIGURES.values() for figure in figures} <= made
 
 
-@pytest.mark.parametrize("name", ["07_evolution", "09_online"])
-def test_report_notebook_of_a_profile_without_runs_says_so(name, tmp_path):
-    output = notebook.run(ROOT / f"notebooks/{name}.ipynb", tmp_path / "o.ipynb", {"results_dir": str(tmp_path)})
-    shown = [str(o) for c in code_cells(output) for o in c.outputs]
-    assert any("not run" in text or "No run yet" in text or "image/png" in text for text in shown)
+def test_report_notebooks_of_a_profile_without_runs_say_so(tmp_path):
+    outputs = one_after_another(["07_evolution", "09_online"], {"results_dir": str(tmp_path)}, tmp_path)
+    for shown in (list(map(str, found)) for found in outputs.values()):
+        assert any("not run" in text or "No run yet" in text or "image/png" in text for text in shown)
 
 
 def test_data_set_notebook_shows_pictures(tmp_path):
