@@ -77,7 +77,7 @@ def read(folder: str | Path, cache: Path, skip_bad: bool = False) -> Collection:
     Raises `PictureError` where there is none, and `DataError` that lists the bad ones, unless they are to be skipped.
     """
     folder = Path(folder)
-    paths = own.list_pictures(folder)
+    paths = own.look_through(folder).pictures
     base = folder.parent if folder.is_file() else folder
     side = own.usual_side(paths)
     if skip_bad:
@@ -287,11 +287,10 @@ def run(folder: str, n_clusters: str, out: str | Path, skip_bad: bool, settings:
     Raises `LockedError` where another process writes to ``out``.
     """
     numbers, out = parse_clusters(n_clusters), Path(out)
-    own.list_pictures(folder)  # a folder without any is told before anything is made
+    others = own.look_through(folder).left_out  # a folder without pictures is told before anything is made
     check_out(folder, out)
     with files.lock(_training(out)):
         collection = read(folder, out / "packed", skip_bad)
-        others = own.left_out(folder)
         note = f"; left out, of kinds that are not read: {others}" if others else ""
         side = collection.side
         print(f"{len(collection.paths):,} pictures, kept at {side}×{side} pixels{note}", flush=True)

@@ -34,10 +34,10 @@ def sources(source: str) -> Iterable[str]:
         if isinstance(sys.stdin, io.TextIOWrapper):  # names are bytes, in whatever encoding
             sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
         return (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip())
-    found = [str(path) for path in own.list_pictures(source)]
-    if others := own.left_out(source):
-        print(f"left out, of kinds that are not read: {others}", file=sys.stderr)
-    return found
+    found = own.look_through(source)
+    if found.left_out:
+        print(f"left out, of kinds that are not read: {found.left_out}", file=sys.stderr)
+    return list(map(str, found.pictures))
 
 
 def predict(model_path: str, source: str) -> None:

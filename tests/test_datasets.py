@@ -351,11 +351,11 @@ def test_pictures_of_a_folder_are_found_once_wherever_they_lie(tmp_path):
     found = [str(path.relative_to(base)) for path in sources.image_files(base, deep=True)]
     assert found == ["a/f.avif", "b.PNG", "c/d.jfif"]
     assert [path.name for path in sources.image_files(base)] == ["b.PNG"]
-    assert own.left_out(base) == "1 .heic, 1 .txt, 1 broken link"
+    assert own.look_through(base).left_out == "1 .heic, 1 .txt, 1 broken link"
     (tmp_path / "other").mkdir()
     (tmp_path / "other/a.heic").write_text("")
     with pytest.raises(DataError, match=r"no pictures in .*other, but 1 \.heic \(pictures\)"):
-        own.list_pictures(tmp_path / "other")
+        own.look_through(tmp_path / "other")
 
 
 @has("samples/sample-stl10")

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ccrepro.datasets.decode import SUFFIXES, BadImage, as_seen, decode
-from ccrepro.datasets.sources import digits, image_files, is_image, visible_files
+from ccrepro.datasets.sources import digits, is_image, visible_files
 from ccrepro.errors import ConfigError, PictureError
 
 LARGEST_SIDE = 256  # that a picture is kept at
@@ -118,30 +118,31 @@ def fold(x: np.ndarray, shape: tuple[int, ...] | str) -> np.ndarray:
     return x.reshape(n, *shape) if len(shape) == 3 else x.reshape(n, 1, *shape)
 
 
-def list_pictures(path: str | Path) -> list[Path]:
+class Listing(NamedTuple):
+    pictures: list[Path]
+    left_out: str  # files of other kinds, how many of each: "2 .heic, 1 broken link", or nothing
+
+
+def look_through(path: str | Path) -> Listing:
     """The picture files of a folder and of its sub-folders, by name; or the one file that is named.
 
     Raises `PictureError` where there are none.
     """
     path = Path(path)
     if path.is_file():
-        return [path]
+        return Listing([path], "")
     if not path.is_dir():
         raise PictureError(f"no folder or picture {path}", "pictures", "Name one that is there", "Correct it")
-    found = image_files(path, deep=True)
-    if not found:
-        others = left_out(path)
-        what = f"no pictures in {path}" + (f", but {others}" if others else "")
+    pictures, others = [], []
+    for file in visible_files(path, deep=True):
+        (pictures if is_image(file) else others).append(file)
+    kinds = Counter((p.suffix.lower() or "without ending") if p.is_file() else "broken link" for p in others)
+    left_out = ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common())
+    if not pictures:
+        what = f"no pictures in {path}" + (f", but {left_out}" if left_out else "")
         allowed = f"Files that end in {', '.join(SUFFIXES)}"
         raise PictureError(what, "pictures", allowed, "Choose another folder")
-    return found
-
-
-def left_out(path: str | Path) -> str:
-    """The files of a folder that `list_pictures` does not list, by kind: "2 .heic, 1 broken link", or nothing."""
-    others = [p for p in visible_files(Path(path), deep=True) if not is_image(p)]
-    kinds = Counter((p.suffix.lower() or "without ending") if p.is_file() else "broken link" for p in others)
-    return ", ".join(f"{n:,} {kind}" for kind, n in kinds.most_common())
+    return Listing(pictures, left_out)
 
 
 def usual_side(paths: Sequence[str | Path], n: int = 200) -> int:
