@@ -165,9 +165,9 @@ def _rows_of_all(x: Tensor, top: Tensor, height: Tensor, size: int) -> Tensor:
 def _rows_of_few(x: Tensor, top: Tensor, height: Tensor, size: int) -> Tensor:
     """The same function of the rows alone whose weights are not 0, which are next to each other."""
     n, n_in = x.shape[:2]
-    scale = (height / size)[:, None]
-    first = torch.ceil(top[:, None] + (torch.arange(size, device=x.device) + 0.5) * scale - scale.clamp(min=1) - 0.5)
-    rows = first[:, :, None] + torch.arange(math.ceil(2 * max(n_in / size, 1)), device=x.device)
+    scale, centre = _scale_and_centre(height, size)
+    first = torch.ceil(top[:, None, None] + centre - scale.clamp(min=1) - 0.5)
+    rows = first + torch.arange(math.ceil(2 * max(n_in / size, 1)), device=x.device)
     weights = _resize_weights(height, rows - top[:, None, None], size)
     rows = rows.clamp(0, n_in - 1).long()
     shape = (n, size, *x.shape[2:])
@@ -180,11 +180,16 @@ def _pixels(start: Tensor, n: int) -> Tensor:
     return torch.arange(n, device=start.device)[None, None, :] - start[:, None, None]
 
 
+def _scale_and_centre(length: Tensor, n_out: int) -> tuple[Tensor, Tensor]:
+    """Of the new pixels of a resize: how many old ones each takes, (N, 1, 1), and their middles, (N, n_out, 1)."""
+    scale = (length / n_out)[:, None, None]
+    return scale, (torch.arange(n_out, device=length.device)[None, :, None] + 0.5) * scale
+
+
 def _resize_weights(length: Tensor, pixel: Tensor, n_out: int) -> Tensor:
     """(N, n_out, P) triangle-filter weights of pixels, (N, 1 or n_out, P) and counted from the start of a stretch, that
     resize the stretch, of (N,) length, to n_out pixels."""
-    scale = (length / n_out)[:, None, None]
-    centre = (torch.arange(n_out, device=length.device)[None, :, None] + 0.5) * scale
+    scale, centre = _scale_and_centre(length, n_out)
     middle = pixel + 0.5
     distance = (middle - centre).abs()
     weights = (1 - distance / scale.clamp(min=1)).clamp(min=0)
