@@ -241,7 +241,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     def _predictable(self, X: ArrayLike) -> np.ndarray:
         """The pictures, with the channels of the model."""
         check_is_fitted(self)
-        return _in_channels(self._images(X, reset=False), self.model_.backbone.conv1.in_channels)
+        return stream.in_channels(self._images(X, reset=False), self.model_.backbone.conv1.in_channels)
 
     def _fittable(self, X: ArrayLike, reset: bool) -> np.ndarray:
         """The pictures, with the channels of the model that is trained on, and in colour where the backbone's start
@@ -249,7 +249,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         if not reset and hasattr(self, "model_"):
             return self._predictable(X)
         images = self._images(X, reset)
-        return _in_channels(images, 3 if self.pretrained else images.shape[1])
+        return stream.in_channels(images, 3 if self.pretrained else images.shape[1])
 
     def _images(self, X: ArrayLike, reset: bool) -> np.ndarray:
         """X as uint8 (N, C, H, W). ``reset``: X is fitted, and what later X must be like is taken from it."""
@@ -306,13 +306,6 @@ def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np
     if len(np.unique(np.concatenate(clusters))) == 1:
         return 0.0
     return float(adjusted_mutual_info_score(*clusters))
-
-
-def _in_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 (N, C, H, W) in grey or in colour, as ``channels`` says."""
-    if images.shape[1] == channels:
-        return images
-    return np.repeat(images, 3, 1) if channels == 3 else stream.to_gray(images)
 
 
 def _checked_range(given: Any) -> tuple[float, float] | None:

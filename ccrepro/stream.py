@@ -179,10 +179,14 @@ def _feed(
 
 def _read(path: str, side: int, channels: int) -> np.ndarray | BadImage:
     picture = own.read(path, side)
-    return picture if isinstance(picture, BadImage) or channels == 3 else to_gray(picture[None])[0]
+    return picture if isinstance(picture, BadImage) else in_channels(picture[None], channels)[0]
 
 
-def to_gray(images: np.ndarray) -> np.ndarray:
-    """uint8 (N, 3, H, W) → (N, 1, H, W), by the weights of Pillow's "L"."""
+def in_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 (N, 1 or 3, H, W) in grey or in colour, as ``channels`` says; grey by the weights of Pillow's "L"."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, 1)
     weighted = images.astype(np.uint32) * np.array([19595, 38470, 7471], np.uint32)[:, None, None]
     return ((weighted.sum(1, keepdims=True) + 0x8000) >> 16).astype(np.uint8)
