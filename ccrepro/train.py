@@ -105,7 +105,7 @@ def train(
     if found:
         _restore(state, *found, config, run)
         if ranks.rank == 0:
-            _say_resumed(state, *found, config)
+            _say_resumed(state, found[0], found[2], config)
     if state.epoch == 0 and not state.steps:
         report({"epoch": 0}, state.model)
     passes = _passes(config, data)
@@ -409,7 +409,7 @@ def _restore(
     state.epoch, state.history, state.seconds = facts["epoch"], facts["history"], facts["seconds"]
 
 
-def _say_resumed(state: State, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], config: Config) -> None:
+def _say_resumed(state: State, path: Path, facts: dict[str, Any], config: Config) -> None:
     for name, now in _machine(config).items():
         before = facts["machine"].get(name, now)
         if before != now:
