@@ -1,5 +1,6 @@
 import base64
 import io
+import itertools
 import json
 import re
 import shutil
@@ -93,8 +94,14 @@ def published(tmp_path_factory):
     return results
 
 
+FIGURES_SO_FAR = """\
+from pathlib import Path
+print("", *(path.name for path in Path(results_dir).glob("figures/demo/*")))"""
+
+
 def one_after_another(names, parameters, folder):
-    """Execute notebooks in one kernel, which starts and imports but once; the outputs of each.
+    """Execute notebooks in one kernel, which starts and imports but once; the outputs of each, and
+    the figures that it saved.
 
     The first has all parameters of the others, whose cells of them are left out. What one lacks and another before it
     has would be hidden; ruff sees it.
@@ -107,24 +114,27 @@ def one_after_another(names, parameters, folder):
             given += [{line.split("#")[0] for line in cell.source.splitlines()}] * ("parameters" in tags)
             if "parameters" not in tags or len(given) == 1:
                 book.cells.append(nbformat.v4.new_code_cell(cell.source, metadata={"tags": [name, *tags]}))
+        book.cells.append(nbformat.v4.new_code_cell(FIGURES_SO_FAR, metadata={"tags": [f"after {name}"]}))
     assert all(given[0] >= others for others in given)
     nbformat.write(book, folder / "all.ipynb")
     executed = code_cells(notebook.run(folder / "all.ipynb", folder / "out.ipynb", parameters))
-    return {name: [o for c in executed if name in c.metadata.tags for o in c.outputs] for name in names}
+    outputs = {name: [o for c in executed if name in c.metadata.tags for o in c.outputs] for name in names}
+    so_far = [set(), *(set(c.outputs[0].text.split()) for c in executed if c.source == FIGURES_SO_FAR)]
+    saved = {name: after - before for name, (before, after) in zip(names, itertools.pairwise(so_far), strict=True)}
+    return outputs, saved
 
 
 @pytest.fixture(scope="module")
 def reported(published):
-    """The outputs of each report notebook, all executed on the published records."""
+    """The outputs and figures of each report notebook, all executed on the published records."""
     return one_after_another(sorted(REPORTS, key="08_cases".__ne__), {"results_dir": str(published)}, published.parent)
 
 
 @pytest.mark.parametrize("name", REPORTS)
-def test_report_notebook_makes_its_figures(name, reported, published):
-    assert sum("image/png" in output.get("data", {}) for output in reported[name]) == len(REPORTS[name])
-    figures = {figure for figures in REPORTS.values() for figure in figures}
-    saved = {path.name for path in (published / "figures/demo").iterdir()}
-    assert saved == {f"{figure}.{kind}" for figure in figures for kind in ("png", "svg")}
+def test_report_notebook_makes_its_figures(name, reported):
+    outputs, saved = reported
+    assert sum("image/png" in output.get("data", {}) for output in outputs[name]) == len(REPORTS[name])
+    assert saved[name] == {f"{figure}.{kind}" for figure in REPORTS[name] for kind in ("png", "svg")}
 
 
 @pytest.mark.usefixtures("reported")
@@ -142,7 +152,7 @@ def test_every_figure_of_the_report_is_made_by_a_notebook():
 
 
 def test_report_notebooks_of_a_profile_without_runs_say_so(tmp_path):
-    outputs = one_after_another(["07_evolution", "09_online"], {"results_dir": str(tmp_path)}, tmp_path)
+    outputs, _ = one_after_another(["07_evolution", "09_online"], {"results_dir": str(tmp_path)}, tmp_path)
     for shown in (list(map(str, found)) for found in outputs.values()):
         assert any("not run" in text or "No run yet" in text or "image/png" in text for text in shown)
 

@@ -137,8 +137,9 @@ def test_a_killed_rank_ends_the_job_and_the_run_goes_on_with_fewer(tmp_path, sta
     wait_for_checkpoint(tmp_path, job)
     workers = psutil.Process(job.pid).children()
     next(w for w in workers if w.environ()["RANK"] == "1").kill()
+    killed = time.monotonic()
     said = job.communicate(timeout=HANGS)[0]
-    assert job.returncode == 7, said
+    assert (job.returncode, time.monotonic() - killed < 60) == (7, True), said
     assert re.search(r"^ccrepro: error: a process ended by SIGKILL \(rank 1 of 2, process \d+\)\. .*\.$", said, re.M)
     assert "Traceback" not in said
     assert not any(w.is_running() for w in workers)
