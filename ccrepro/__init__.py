@@ -1,14 +1,14 @@
 """Contrastive Clustering (Li et al., AAAI 2021), reproduced.
 
-The modules, in the order in which data flows through them, stand in README.md under "The package".
-
-``ContrastiveClustering``, the scikit-learn estimator, can be imported from here.
+The modules of this folder are the method. Its sub-folders hold the rest: data sets, runs, the machine, the reproduction
+of the paper, the lesson, measurements of speed, and what clusters your own images. ``ContrastiveClustering``, the
+scikit-learn estimator, can be imported from here.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ccrepro.estimator import ContrastiveClustering
+    from ccrepro.own_images.estimator import ContrastiveClustering
 
 __version__ = "0.1.0"
 __all__ = ["ContrastiveClustering"]
@@ -17,7 +17,7 @@ __all__ = ["ContrastiveClustering"]
 def __getattr__(name: str) -> Any:
     """The estimator, when it is asked for: it needs torch, which takes seconds to import."""
     if name == "ContrastiveClustering":
-        from ccrepro.estimator import ContrastiveClustering
+        from ccrepro.own_images.estimator import ContrastiveClustering
 
         return ContrastiveClustering
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

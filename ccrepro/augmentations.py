@@ -2,12 +2,8 @@
 
 ``draw`` makes all random numbers, on the CPU; ``apply`` is a deterministic function of images and parameters. Every
 image has its own parameters, its own order of the four colour operations included. Given the same parameters, each
-operation equals torchvision's on that image (float input, antialias on).
-
-The four colour operations exist in two forms with the same result. `recolor` picks the images that an operation
-falls on, which is simple and quick on a CPU; `recolor_without_branches` lets every operation pass over every image
-and cancels it where it does not belong, which a compiler turns into two passes over memory, and which never makes a
-GPU wait for the host.
+operation equals torchvision's on that image (float input, antialias on). `ccrepro.runtime.fused_views` has the colour
+operations in another form with the same result, for GPUs and compilers.
 
 Letters: N views, C channels (1 or 3), H, W sides of the image, S side of the view.
 """
@@ -16,7 +12,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,10 +20,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ccrepro.config import Config
+from ccrepro.runtime import fused_views
+from ccrepro.runtime.fused_views import BRIGHTNESS, CONTRAST, HUE, SATURATION
 
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of factors
 ORDERS = torch.tensor([*itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))], dtype=torch.int8)  # (24, 4)
-LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
+CROP_RATIO = (3 / 4, 4 / 3)  # width over height of a crop [code]
+BLUR_KERNEL, BLUR_SIGMA = 23, (0.1, 2.0)  # taps per axis; range of the standard deviation in pixels [code]
 TRIES = 10  # attempts at a crop box that fits, as torchvision makes them
 
 
@@ -42,7 +40,7 @@ class Parameters:
     factors: Tensor  # (N, 4) brightness, contrast, saturation, hue
     order: Tensor  # (N, 4) int8, the columns of factors in the order of their operations
     grayscale: Tensor  # (N,) bool
-    sigma: Tensor | None  # (N,) deviation of the blur in pixels of the view; 0 is no blur
+    sigma: Tensor | None  # (N,) standard deviation of the blur in pixels of the view; 0 is no blur
 
     def __getitem__(self, rows: slice | Tensor) -> "Parameters":
         return self._each(lambda field: field[rows])
@@ -80,7 +78,7 @@ def draw(generator: torch.Generator, sizes: Tensor, shape: tuple[int, int], conf
         factors=torch.stack([uniform(1 - s, 1 + s) for s in strengths] + [uniform(-config.hue, config.hue)], 1),
         order=ORDERS[torch.randint(len(ORDERS), (n,), generator=generator)],
         grayscale=happens(config.grayscale),
-        sigma=uniform(*config.blur_sigma) * happens(config.blur) if config.blur else None,
+        sigma=uniform(*BLUR_SIGMA) * happens(config.blur) if config.blur else None,
     )
 
 
@@ -88,31 +86,31 @@ def _draw_box(uniform: Callable[..., Tensor], sizes: Tensor, config: Config) -> 
     """(N, 4) crop boxes as RandomResizedCrop draws them: the first of ten tries that fits, or else the centre."""
     height, width = sizes[:, :1], sizes[:, 1:]  # (N, 1)
     area = height * width * uniform(*config.crop_scale, TRIES)
-    ratio = torch.exp(uniform(*map(math.log, config.crop_ratio), TRIES))
+    ratio = torch.exp(uniform(*map(math.log, CROP_RATIO), TRIES))
     w, h = torch.round(torch.sqrt(area * ratio)), torch.round(torch.sqrt(area / ratio))
     fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
     first = fits.int().argmax(1, keepdim=True)
     w, h = w.gather(1, first), h.gather(1, first)
     top, left = torch.floor(uniform(0, 1, 1) * (height - h + 1)), torch.floor(uniform(0, 1, 1) * (width - w + 1))
     box = torch.cat((top, left, h, w), 1)
-    return torch.where(fits.any(1, keepdim=True), box, _centre_box(height, width, config))
+    return torch.where(fits.any(1, keepdim=True), box, _centre_box(height, width))
 
 
-def _centre_box(height: Tensor, width: Tensor, config: Config) -> Tensor:
+def _centre_box(height: Tensor, width: Tensor) -> Tensor:
     """(N, 4) the largest central boxes within the allowed ratios, of images of (N, 1) height and width."""
-    low, high = config.crop_ratio
+    low, high = CROP_RATIO
     w, h = torch.minimum(width, torch.round(height * high)), torch.minimum(height, torch.round(width / low))
     return torch.cat((torch.floor((height - h) / 2), torch.floor((width - w) / 2), h, w), 1)
 
 
-def apply(images: Tensor, parameters: Parameters, size: int, blur_kernel: int = 23, compiled: bool = False) -> Tensor:
+def apply(images: Tensor, parameters: Parameters, size: int, compiled: bool = False) -> Tensor:
     """Views: uint8 images (N, C, H, W) → float (N, C, S, S) in [0, 1], S = ``size``.
 
     Order as in the authors' code: crop, flip, (affine map,) colour jitter, greyscale, blur. ``compiled`` lets
     `torch.compile` fuse all but the blur: half a minute once per shape of batch, then several times as fast.
     """
     x = (_compiled_sharp() if compiled else sharp)(images, parameters, size)
-    return x if parameters.sigma is None else gaussian_blur(x, parameters.sigma, blur_kernel)
+    return x if parameters.sigma is None else gaussian_blur(x, parameters.sigma)
 
 
 def sharp(images: Tensor, parameters: Parameters, size: int) -> Tensor:
@@ -121,8 +119,9 @@ def sharp(images: Tensor, parameters: Parameters, size: int) -> Tensor:
     if parameters.affine is not None:
         x = affine(x, parameters.affine)
     if torch.compiler.is_compiling() or x.is_cuda:
-        return recolor_without_branches(x, parameters)
-    return recolor(x, parameters)
+        drawn = (parameters.jitter, parameters.factors, parameters.order, parameters.grayscale)
+        return fused_views.color_jitter(x, *drawn)
+    return color_jitter(x, parameters)
 
 
 @functools.cache
@@ -130,7 +129,7 @@ def _compiled_sharp() -> Callable[..., Tensor]:
     return torch.compile(sharp, dynamic=False)
 
 
-def plain(images: Tensor, size: int) -> Tensor:
+def eval_view(images: Tensor, size: int) -> Tensor:
     """The images as they are scored: uint8 (N, C, H, W) → float (N, C, S, S), resized without keeping the aspect."""
     n, _, height, width = images.shape
     box = torch.zeros(n, 4, device=images.device)
@@ -150,52 +149,16 @@ def resized_crop(x: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
     """
     top, left, height, width = box.unbind(1)
     # The channels stand between the rows and the columns, so that no matrix is copied for every channel.
-    x = (_rows_of_few if torch.compiler.is_compiling() else _rows_of_all)(x.transpose(1, 2), top, height, size)
-    columns = _resize_weights(width, _pixels(left, x.shape[3]), size)
+    x = (fused_views.rows_of_few if torch.compiler.is_compiling() else _rows)(x.transpose(1, 2), top, height, size)
+    columns = fused_views.resize_weights(width, fused_views.pixels_from(left, x.shape[3]), size)
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     return (x.flatten(1, 2) @ columns.mT).unflatten(1, x.shape[1:3]).transpose(1, 2)
 
 
-def _rows_of_all(x: Tensor, top: Tensor, height: Tensor, size: int) -> Tensor:
+def _rows(x: Tensor, top: Tensor, height: Tensor, size: int) -> Tensor:
     """New rows as one matrix product: (N, H, C, W) → (N, S, C, W)."""
-    weights = _resize_weights(height, _pixels(top, x.shape[1]), size)
+    weights = fused_views.resize_weights(height, fused_views.pixels_from(top, x.shape[1]), size)
     return (weights @ x.flatten(2)).unflatten(2, x.shape[2:])
-
-
-def _rows_of_few(x: Tensor, top: Tensor, height: Tensor, size: int) -> Tensor:
-    """The same function of the rows alone whose weights are not 0, which are next to each other."""
-    n, n_in = x.shape[:2]
-    scale, centre = _scale_and_centre(height, size)
-    first = torch.ceil(top[:, None, None] + centre - scale.clamp(min=1) - 0.5)
-    rows = first + torch.arange(math.ceil(2 * max(n_in / size, 1)), device=x.device)
-    weights = _resize_weights(height, rows - top[:, None, None], size)
-    rows = rows.clamp(0, n_in - 1).long()
-    shape = (n, size, *x.shape[2:])
-    taps = zip(rows.unbind(2), weights.unbind(2), strict=True)
-    return sum(weight[:, :, None, None] * x.gather(1, row[:, :, None, None].expand(shape)) for row, weight in taps)
-
-
-def _pixels(start: Tensor, n: int) -> Tensor:
-    """(N, 1, n) all pixels, counted from the start of each image's stretch."""
-    return torch.arange(n, device=start.device)[None, None, :] - start[:, None, None]
-
-
-def _scale_and_centre(length: Tensor, n_out: int) -> tuple[Tensor, Tensor]:
-    """Of the new pixels of a resize: how many old ones each takes, (N, 1, 1), and their middles, (N, n_out, 1)."""
-    scale = (length / n_out)[:, None, None]
-    return scale, (torch.arange(n_out, device=length.device)[None, :, None] + 0.5) * scale
-
-
-def _resize_weights(length: Tensor, pixel: Tensor, n_out: int) -> Tensor:
-    """(N, n_out, P) triangle-filter weights of pixels, (N, 1 or n_out, P) and counted from the start of a stretch, that
-    resize the stretch, of (N,) length, to n_out pixels."""
-    scale, centre = _scale_and_centre(length, n_out)
-    middle = pixel + 0.5
-    distance = (middle - centre).abs()
-    weights = (1 - distance / scale.clamp(min=1)).clamp(min=0)
-    # Pixels of the stretch; and, where it is a fraction of a pixel off the grid, always the one that is sampled.
-    weights = weights * (((middle > 0) & (middle < length[:, None, None])) | (distance <= 0.5))
-    return weights / weights.sum(2, keepdim=True)
 
 
 def affine(x: Tensor, parameters: Tensor) -> Tensor:
@@ -213,10 +176,10 @@ def affine(x: Tensor, parameters: Tensor) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
 
 
-def recolor(x: Tensor, parameters: Parameters) -> Tensor:
+def color_jitter(x: Tensor, parameters: Parameters) -> Tensor:
     """Brightness, contrast, saturation, hue in each image's own order, then greyscale: float (N, C, S, S) → the same.
 
-    Saturation and hue leave a picture of one channel as it is, as in torchvision.
+    Saturation and hue leave an image of one channel as it is, as in torchvision.
     """
     operations = (brightness, contrast, saturation, hue) if x.shape[1] == 3 else (brightness, contrast)
     x = x.clone()
@@ -225,47 +188,6 @@ def recolor(x: Tensor, parameters: Parameters) -> Tensor:
             chosen = (parameters.jitter & (parameters.order[:, position] == number)).nonzero()[:, 0]
             x[chosen] = operation(x[chosen], _per_image(parameters.factors[chosen, number]))
     return torch.where(_per_image(parameters.grayscale), luminance(x), x) if x.shape[1] == 3 else x
-
-
-def recolor_without_branches(x: Tensor, parameters: Parameters) -> Tensor:
-    """The same function as `recolor`, without a branch or an index that depends on the data.
-
-    The contrast needs a mean over the picture and cuts the sequence in two. On either side of it come at most
-    brightness and saturation, hue, brightness and saturation; a factor is neutral where its operation is not due.
-    """
-    factor, rank = parameters.factors.unbind(1), torch.argsort(parameters.order, 1).unbind(1)
-
-    def toned(channels: Sequence[Tensor], late: bool, after_hue: bool, second: bool) -> Sequence[Tensor]:
-        """Brightness or saturation, if one of them is due here."""
-
-        def due(own: int, other: int) -> Tensor:
-            place = (rank[own] > rank[CONTRAST], rank[own] > rank[HUE], rank[own] > rank[other])
-            return parameters.jitter & (place[0] == late) & (place[1] == after_hue) & (place[2] == second)
-
-        bright, saturated = due(BRIGHTNESS, SATURATION), due(SATURATION, BRIGHTNESS) & (len(channels) == 3)
-        scale = torch.where(bright, factor[BRIGHTNESS], torch.where(saturated, factor[SATURATION], 1.0))
-        gray = _per_channel(torch.where(saturated, 1 - factor[SATURATION], 0.0)) * _gray(channels)
-        return [(_per_channel(scale) * c + gray).clamp(0, 1) for c in channels]
-
-    def side(channels: Sequence[Tensor], late: bool) -> Sequence[Tensor]:
-        """All that comes before the contrast, or after it."""
-        for second in (False, True):
-            channels = toned(channels, late, False, second)
-        if len(channels) == 3:
-            due = _per_channel(parameters.jitter & ((rank[HUE] > rank[CONTRAST]) == late))
-            turned = _hue(channels, _per_channel(factor[HUE]))
-            channels = [torch.where(due, t, c) for t, c in zip(turned, channels, strict=True)]
-        for second in (False, True):
-            channels = toned(channels, late, True, second)
-        return channels
-
-    channels = side(x.unbind(1), late=False)
-    scale = _per_channel(torch.where(parameters.jitter, factor[CONTRAST], 1.0))
-    mean = (1 - scale) * _gray(channels).mean((1, 2), keepdim=True)
-    channels = [(scale * c + mean).clamp(0, 1) for c in channels]
-    channels = side(channels, late=True)
-    gray, dropped = _gray(channels), _per_channel(parameters.grayscale)
-    return torch.stack([torch.where(dropped, gray, c) for c in channels], 1)
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
@@ -283,42 +205,18 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 def hue(x: Tensor, shift: Tensor) -> Tensor:
     """Turn the hue by ``shift`` turns with value and chroma kept: float (N, 3, S, S), (N, 1, 1, 1) → (N, 3, S, S)."""
-    return torch.stack(_hue(x.unbind(1), shift[:, 0]), 1)
-
-
-def _hue(channels: Sequence[Tensor], shift: Tensor) -> list[Tensor]:
-    """`hue` of red, green and blue (N, S, S), with shift (N, 1, 1)."""
-    r, g, b = channels
-    value = torch.maximum(torch.maximum(r, g), b)
-    chroma = value - torch.minimum(torch.minimum(r, g), b)
-    safe = torch.where(chroma == 0, 1, chroma)
-    sextant = torch.where(value == r, (g - b) / safe, torch.where(value == g, 2 + (b - r) / safe, 4 + (r - g) / safe))
-    sextant = sextant + 6 * shift
-    # Channel n of HSV → RGB is value - chroma · clamp(min(k, 4 - k), 0, 1) with k = (n + sextant) mod 6.
-    turned = (_modulo6(sextant + n) for n in (5, 3, 1))
-    return [value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in turned]
-
-
-def _modulo6(x: Tensor) -> Tensor:
-    return x - 6 * torch.floor(x / 6)
+    return torch.stack(fused_views.turn_hue(x.unbind(1), shift[:, 0]), 1)
 
 
 def luminance(x: Tensor) -> Tensor:
     """(N, 3, S, S) → (N, 1, S, S); a single channel is its own luminance."""
-    return _gray(x.unbind(1)).unsqueeze(1)
-
-
-def _gray(channels: Sequence[Tensor]) -> Tensor:
-    if len(channels) == 1:
-        return channels[0]
-    r, g, b = channels
-    return LUMA[0] * r + LUMA[1] * g + LUMA[2] * b
+    return fused_views.gray_of(x.unbind(1)).unsqueeze(1)
 
 
 BLOCK = 32  # rows of a view that are blurred at once
 
 
-def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
+def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int = BLUR_KERNEL) -> Tensor:
     """Blur with ``kernel`` taps and mirrored border where sigma > 0: float (N, C, S, S) → the same.
 
     On a CPU only the images that drew a blur are touched; on a GPU, which would have to wait for their number, all.
@@ -361,8 +259,3 @@ def _blur_rows(x: Tensor, taps: Tensor) -> Tensor:
 def _per_image(values: Tensor) -> Tensor:
     """(N,) → (N, 1, 1, 1)."""
     return values.view(-1, 1, 1, 1)
-
-
-def _per_channel(values: Tensor) -> Tensor:
-    """(N,) → (N, 1, 1)."""
-    return values.view(-1, 1, 1)

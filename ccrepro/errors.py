@@ -1,4 +1,4 @@
-"""Errors a user can act on: one line that says what is wrong, where, what is allowed and how to mend it."""
+"""Errors a user can act on: one or two sentences that say what is wrong and what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,18 +9,8 @@ class CcreproError(Exception):
 
     exit_code = 1
 
-    def __init__(self, what: str, where: str, allowed: str, fix: str):
-        super().__init__(f"{what} ({where}). {allowed}. {fix}.")
-
-    @classmethod
-    def from_line(cls, line: str) -> "CcreproError":
-        """The error whose text is already composed, as it comes back from a notebook's kernel."""
-        error = cls.__new__(cls)
-        error.args = (line,)
-        return error
-
     def _render_traceback_(self) -> list[str]:
-        """IPython's hook: in a notebook the error is its one line, without the stack above it."""
+        """IPython's hook: in a notebook the error is its own line, without the stack above it."""
         return [f"ccrepro: error: {self}"]
 
 
@@ -36,8 +26,8 @@ class DataError(CcreproError):
     exit_code = 3
 
 
-class PictureError(DataError, ValueError):
-    """Pictures, given as arrays or as files, that cannot be clustered as they are."""
+class ImageError(DataError, ValueError):
+    """Images, given as arrays or as files, that cannot be clustered as they are."""
 
 
 class CheckpointError(CcreproError):
@@ -58,12 +48,6 @@ class LockedError(CcreproError):
     exit_code = 6
 
 
-class PeerError(CcreproError):
-    """Another of the processes that train together is gone."""
-
-    exit_code = 7
-
-
 class Stopped(CcreproError):
     """SIGTERM, after what was under way has been saved."""
 
@@ -76,10 +60,9 @@ class StoppedByUser(Stopped):
     exit_code = 130
 
 
-def unknown(kind: str, name: object, where: str, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not in ``known``: it proposes the nearest one, and lists all where they are few."""
+def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
+    """The error for a name that is not in ``known``: it proposes the nearest one, or lists all."""
     known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=3)
-    listed = known if len(known) <= 12 else near or known
-    fix = f"Write {near[0]!r} if that is meant" if near else "Choose one of them"
-    return ConfigError(f"unknown {kind} {name!r}", where, f"Known: {', '.join(map(repr, listed))}", fix)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    help_ = f"Did you mean {near[0]!r}?" if near else f"Choose one of {', '.join(map(repr, known))}."
+    return ConfigError(f"Unknown {kind} {name!r}. {help_}")

@@ -1,4 +1,4 @@
-"""From a trained model to assignments, scores and a picture of the feature space.
+"""From a trained model to assignments, scores and a map of the feature space.
 
 Letters: N images, D instance dimension, K clusters.
 """
@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ccrepro.augmentations import plain
+from ccrepro.augmentations import eval_view
 from ccrepro.baselines import BASELINES, kmeans
 from ccrepro.config import Config
-from ccrepro.datasets import ImageSet, as_tensor
+from ccrepro.data import ImageSet, as_tensor
 from ccrepro.metrics import matched_classes, scores
 from ccrepro.model import ContrastiveClusteringModel
 
@@ -44,7 +44,7 @@ def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel |
     if config.baseline:
         pixels = data.images.reshape(len(data.images), -1).astype(np.float32) / 255
         return Clustering(BASELINES[config.baseline](pixels, config.n_clusters, config.seed), pixels)
-    z, p = represent(model, as_tensor(data.images), config.image_size)
+    z, p = embed(model, as_tensor(data.images), config.image_size)
     if config.heads == "instance":
         return Clustering(kmeans(z, config.n_clusters, config.seed), z)
     first, second = torch.from_numpy(p).topk(2).values.numpy().T
@@ -52,7 +52,7 @@ def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel |
 
 
 @torch.inference_mode()
-def represent(
+def embed(
     model: ContrastiveClusteringModel, images: torch.Tensor, size: int, batch_size: int = 500
 ) -> tuple[np.ndarray, np.ndarray]:
     """z (N, D) and p (N, K) of unaugmented images: uint8 (N, C, H, W), resized to ``size``; float32 arrays.
@@ -60,15 +60,10 @@ def represent(
     At most ``batch_size`` images and `PIXELS` are at work at once.
     """
     model.eval()
-    device = next(model.parameters()).device
-    batch_size = max(1, min(batch_size, PIXELS // images[0].numel())) if len(images) else batch_size
-    found: list[np.ndarray] = []
-    for start in range(0, len(images), batch_size):
-        outputs = model(plain(images[start : start + batch_size].to(device), size))
-        found = found or [np.empty((len(images), output.shape[1]), np.float32) for output in outputs]
-        for array, output in zip(found, outputs, strict=True):
-            array[start : start + batch_size] = output.cpu().numpy()
-    return found[0], found[1]
+    device, at_once = next(model.parameters()).device, max(1, min(batch_size, PIXELS // images[0].numel()))
+    parts = [model(eval_view(batch.to(device), size)) for batch in images.split(at_once)]
+    z, p = (torch.cat(outputs).cpu().numpy() for outputs in zip(*parts, strict=True))
+    return z, p
 
 
 def score(config: Config, data: ImageSet, clustering: Clustering) -> dict[str, dict[str, float]]:
@@ -80,7 +75,7 @@ def score(config: Config, data: ImageSet, clustering: Clustering) -> dict[str, d
     return result
 
 
-def cases(labels: np.ndarray, clustering: Clustering, n_clusters: int, n: int = 10) -> dict[str, list[Any]]:
+def examples(labels: np.ndarray, clustering: Clustering, n_clusters: int, n: int = 10) -> dict[str, list[Any]]:
     """Images to be looked at, one per entry: ``kind`` (*right*, the most confident of each class that is in its
     matched cluster, of at most 20; *wrong*, the n most confident of the others; *between*, the n of the smallest
     margin), ``image`` (its index), ``label``, ``cluster`` and ``confidence``. Empty where no cluster head decided."""
@@ -109,7 +104,7 @@ def map_rows(n_images: int, n_points: int = 600) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(n_images)[:n_points])
 
 
-def feature_map(features: Sequence[np.ndarray], seed: int = 0) -> list[dict[str, list[float]]]:
+def tsne(features: Sequence[np.ndarray], seed: int = 0) -> list[dict[str, list[float]]]:
     """``x`` and ``y`` of the same images at several epochs, all in one t-SNE embedding.
 
     It is made of the last (N, D) features; each earlier point is placed by its nearest neighbours among them.

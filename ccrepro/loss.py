@@ -4,7 +4,6 @@ Letters: N images, D instance dimension, K clusters, M vectors of F numbers.
 """
 
 import math
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-ROWS = 1024  # of the similarity matrix that are in memory at once
 MIN_TEMPERATURE = 0.025  # below this, the contrast is computed in double precision
 
 
@@ -20,13 +18,13 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
     """Mean over 2M vectors of -log softmax of the positive's cosine among the 2M - 1 others [eqs. 1-3 and 4-5].
 
     a, b: (M, F), row i of one is the positive of row i of the other; they need not be normalised. Returns a scalar.
-    As in the authors' code, a vector is not compared with itself. Memory grows with M, not with its square.
+    As in the authors' code, a vector is not compared with itself.
     """
     return _Contrast.apply(F.normalize(torch.cat((a, b)), dim=1), temperature)
 
 
 class _Contrast(torch.autograd.Function):
-    """The loss and its gradient in one go, some rows of the (2M, 2M) similarities at a time: nothing of them is kept.
+    """The loss and its gradient in one go: of the (2M, 2M) similarities nothing is kept.
 
     Let E = exp(S - 1 / t) for the similarities S = X Xᵀ / t, without its diagonal, and w the inverse sums of its rows.
     The gradient of the summed loss by the unit vectors X is ((P + Pᵀ) X - 2 Y) / t with the softmax P = diag(w) E, and
@@ -39,26 +37,14 @@ class _Contrast(torch.autograd.Function):
         rows = vectors.double() if temperature < MIN_TEMPERATURE else vectors
         scaled, positives = rows / temperature, rows.roll(len(rows) // 2, 0)
         largest = rows.new_full((), -1 / temperature)  # filled there: a tensor made here would have to be waited for
-
-        def block(start: int) -> Tensor:
-            e = torch.addmm(largest, scaled[start : start + ROWS], rows.T).exp_()
-            e.diagonal(start).fill_(0)
-            return e
-
-        starts, whole = range(0, len(rows), ROWS), block(0) if len(rows) <= ROWS else None
-
-        def blocks() -> Iterable[Tensor]:
-            """All of E; where it is more than one block, made anew each time."""
-            return map(block, starts) if whole is None else [whole]
-
-        sums = torch.cat([e.sum(1) for e in blocks()])
+        e = torch.addmm(largest, scaled, rows.T).exp_()
+        e.fill_diagonal_(0)
+        sums = e.sum(1)
         loss = sums.log().sum() + len(rows) / temperature - (scaled * positives).sum()
-        weights, gradient = 1 / sums, []
-        for start, e in zip(starts, blocks(), strict=True):
-            here = slice(start, start + ROWS)
-            e *= weights[here, None] + weights
-            gradient.append(torch.addmm(positives[here], e, rows, beta=-2))
-        ctx.save_for_backward((torch.cat(gradient) / (temperature * len(rows))).to(vectors.dtype))
+        weights = 1 / sums
+        e *= weights[:, None] + weights
+        gradient = torch.addmm(positives, e, rows, beta=-2)
+        ctx.save_for_backward((gradient / (temperature * len(rows))).to(vectors.dtype))
         return (loss / len(rows)).to(vectors.dtype)
 
     @staticmethod
@@ -84,7 +70,7 @@ def cluster_loss(p_a: Tensor, p_b: Tensor, temperature: float = 1.0, entropy_wei
 
 @torch.no_grad()
 def pair_cosines(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """Mean and deviation of the cosines of the M positive pairs and the 2M (2M - 2) negative ones [Fig. 3].
+    """Mean and standard deviation of the cosines of the M positive pairs and the 2M (2M - 2) negative ones [Fig. 3].
 
     a, b: (M, F). No (2M, 2M) matrix is made where F is smaller: the cosines of all pairs sum to the squared length of
     the vectors' sum, and their squares to that of the matrix of inner products, of rows or of columns.

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from ccrepro import files
-from ccrepro.config import recipe
-from ccrepro.datasets import ImageSet, load
+from ccrepro.data import ImageSet, load
+from ccrepro.recipes import recipe
+from ccrepro.runtime import storage
 
 torch.set_num_threads(1)
 
-# What is tested, here and in processes started from here, is not to depend on who starts the tests from where.
-for name in [name for name in os.environ if name.startswith(("SLURM_", "GIT_", "MAKE", "MFLAGS"))]:
+# Neither the tests nor the processes they start may depend on who starts them, or from where.
+for name in [name for name in os.environ if name.startswith(("GIT_", "MAKE", "MFLAGS"))]:
     del os.environ[name]
 os.environ |= {"COLUMNS": "80", "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost"}
 
@@ -28,7 +28,7 @@ def generator():
 
 @pytest.fixture
 def photos(generator):
-    """Six textured colour pictures without symmetry, 20 by 26 pixels: uint8 (6, 3, 20, 26)."""
+    """Six textured colour images without symmetry, 20 by 26 pixels: uint8 (6, 3, 20, 26)."""
     smooth = torch.nn.functional.interpolate(torch.rand(6, 3, 5, 7, generator=generator), (20, 26), mode="bicubic")
     noise = 0.2 * torch.rand(6, 3, 20, 26, generator=generator)
     return ((smooth + noise).clamp(0, 1) * 255).byte()
@@ -36,7 +36,7 @@ def photos(generator):
 
 @pytest.fixture
 def patterns(generator):
-    """Three classes of 8×8 pictures that anyone can tell apart, 32 of each, with noise."""
+    """Three classes of 8×8 images that anyone can tell apart, 32 of each, with noise."""
     row, column = torch.meshgrid(torch.arange(8), torch.arange(8), indexing="ij")
     kinds = torch.stack([row % 4 < 2, column % 4 < 2, (row - 3.5) ** 2 + (column - 3.5) ** 2 < 8]).float()
     labels = torch.arange(96) % 3
@@ -55,5 +55,5 @@ def tiny():
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A folder that stands for the clone."""
-    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(storage, "ROOT", tmp_path)
     return tmp_path

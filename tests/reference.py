@@ -17,7 +17,7 @@ def pair_loss(anchor, positive, others, temperature):
     return -torch.log(torch.exp(cosine(anchor, positive) / temperature) / total)
 
 
-def contrast(a, b, temperature):
+def instance_loss(a, b, temperature):
     """Eq. 3: the mean of both directions over all pairs."""
     m, both, loss = len(a), [*a, *b], 0
     for i in range(2 * m):
@@ -26,24 +26,22 @@ def contrast(a, b, temperature):
     return loss / (2 * m)
 
 
-def instance_loss(z_a, z_b, temperature):
-    return contrast(z_a, z_b, temperature)
-
-
 def cluster_loss(p_a, p_b, temperature, entropy_weight=1.0):
     """Eqs. 4 to 6, with the entropy counted from log K in each view."""
     k = p_a.shape[1]
-    loss = contrast([p_a[:, i] for i in range(k)], [p_b[:, i] for i in range(k)], temperature)
+    loss = instance_loss([p_a[:, i] for i in range(k)], [p_b[:, i] for i in range(k)], temperature)
     for p in (p_a, p_b):
         share = [p[:, i].sum() / p.sum() for i in range(k)]
         loss = loss + entropy_weight * (math.log(k) + sum(s * torch.log(s) for s in share))
     return loss
 
 
-def augment(image, parameters, i, size, kernel):
-    """torchvision's functionals with the parameters of view i, in the authors' order: uint8 (C, H, W) → (C, S, S)."""
-    x = TF.convert_image_dtype(image)
-    x = TF.resized_crop(x, *(int(v) for v in parameters.box[i]), [size, size], antialias=True)
+def augment(image, parameters, i, size):
+    """torchvision's functionals with the parameters of view i, in the authors' order.
+
+    image: a tensor in [0, 1] (C, H, W) → (C, S, S), or a PIL image → a PIL image, as in the authors' code.
+    """
+    x = TF.resized_crop(image, *(int(v) for v in parameters.box[i]), [size, size], antialias=True)
     if parameters.flip[i]:
         x = TF.hflip(x)
     if parameters.affine is not None:
@@ -55,22 +53,7 @@ def augment(image, parameters, i, size, kernel):
         for number in parameters.order[i].tolist():
             x = operations[number](x, float(parameters.factors[i, number]))
     if parameters.grayscale[i]:
-        x = TF.rgb_to_grayscale(x, num_output_channels=len(x))
+        x = TF.rgb_to_grayscale(x, num_output_channels=TF.get_dimensions(x)[0])
     if parameters.sigma is not None and parameters.sigma[i] > 0:
-        x = TF.gaussian_blur(x, kernel, float(parameters.sigma[i]))
+        x = TF.gaussian_blur(x, 23, float(parameters.sigma[i]))
     return x
-
-
-def augment_pil(image, parameters, i, size):
-    """The same on a PIL picture, as the authors' code does it, without blur: uint8 (3, H, W) → float (3, S, S)."""
-    x = TF.to_pil_image(image)
-    x = TF.resized_crop(x, *(int(v) for v in parameters.box[i]), [size, size])
-    if parameters.flip[i]:
-        x = TF.hflip(x)
-    if parameters.jitter[i]:
-        operations = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)
-        for number in parameters.order[i].tolist():
-            x = operations[number](x, float(parameters.factors[i, number]))
-    if parameters.grayscale[i]:
-        x = TF.rgb_to_grayscale(x, num_output_channels=3)
-    return TF.to_tensor(x)

@@ -1,22 +1,20 @@
+import json
 import os
+import re
 import subprocess
 import sys
+from unittest import mock
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
-from ccrepro import files
+from ccrepro import cli
 from ccrepro.cli import main
-from ccrepro.config import recipe
-
-
-def error_of(capsys, *arguments):
-    code = main(arguments)
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err.count("\n") == 1
-    assert captured.err.startswith("ccrepro: error: ")
-    return code, captured.err
+from ccrepro.data.registry import DATASETS
+from ccrepro.errors import DataError
+from ccrepro.recipes import recipe
 
 
 @pytest.mark.parametrize(
@@ -24,59 +22,54 @@ def error_of(capsys, *arguments):
     [
         ([], "COMMAND"),
         (["frobnicate"], "invalid choice: 'frobnicate'"),
-        (["train", "mnist"], "unknown data set 'mnist'"),
-        (["train", "cifar10"], "Use profile=fast"),
-        (["train", "digits", "--bogus", "1"], "unknown option '--bogus'"),
-        (["train", "digits", "--epoch", "1"], "Write '--epochs'"),
-        (["train", "digits", "--epochs"], "expected one argument"),
-        (["train", "digits", "--epochs", "-1"], "at least 0"),
-        (["train", "digits", "--epochs", "0"], "at least 1"),
-        (["train", "digits", "--n-clusters", "1"], "at least 2"),
-        (["train", "digits", "--n-clusters", "5000"], "at most 1797"),
-        (["train", "digits", "--batch-size", "5000"], "at most 1797"),
-        (["train", "digits", "--instance-temperature", "0"], "above 0"),
-        (["train", "digits", "--seed", "banana"], "an integer"),
-        (["check", "--datasets", "digits", "--variants", "cc", "typo", "--seeds", "0"], "unknown variant 'typo'"),
-        (["check", "--datasets", "digits", "--variants", "cc", "--seeds", "x"], "seed is 'x'"),
-        (["check", "--profile", "p", "--datasets", "digits", "--variants", "cc", "--seeds", "0"], "profile 'p'"),
-        (["plan", "--profile", "own", "--datasets", "own", "--variants", "cc", "--seeds", "0"], "profile 'own'"),
-        (["compare", "--profile", "dmeo"], "Write 'demo'"),
-        (["train", "own"], "unknown data set 'own'"),
-        (["bench", "--rounds", "0"], "at least 1"),
-        (["notebook", "nowhere.ipynb", "out.ipynb"], "no notebook nowhere.ipynb"),
-        (["notebook", "nowhere.ipynb", "out.ipynb", "seed"], "has no value"),
+        (["train", "mnist"], "Unknown data set 'mnist'"),
+        (["train", "cifar10"], "no recipe for cifar10"),
+        (["train", "digits", "--epoch", "1"], "Did you mean '--epochs'?"),
+        (["train", "digits", "--epochs", "-1"], "epochs is -1"),
+        (["train", "digits", "--n-clusters", "5000"], "n_clusters is 5000, but Digits has 1797 images"),
+        (["train", "digits", "--seed", "banana"], "seed is 'banana'"),
+        (["train", "digits", "--variant", "view-one"], "Did you mean 'views-one'?"),
+        (["evaluate", "--authors-checkpoint", "x.tar", "--dataset", "digits"], "Unknown data set of the authors"),
+        (["datasets", "get", "cifar1"], "Did you mean 'cifar10'?"),
+        (["cluster", "nowhere", "--n-clusters", "1", "--out", "out"], "n_clusters is 1"),
+        (["embed", "nowhere", "nowhere", "--out", "features.csv"], ".npz"),
+        (["reproduce", "--preset", "own"], "Unknown preset 'own'"),
+        (["reproduce", "--variants", "cc", "typo"], "Unknown variant 'typo'"),
+        (["table", "haeds"], "Did you mean 'heads'?"),
+        (["table", "--format", "html"], "invalid choice: 'html'"),
+        (["bench", "--rounds", "0"], "--rounds is 0"),
     ],
     ids=" ".join,
 )
-def test_mistakes_get_one_line_and_exit_code_2(capsys, arguments, says):
-    code, line = error_of(capsys, *arguments)
-    assert code == 2
-    assert says in line
+def test_mistakes_get_a_line_or_two_and_exit_code_2(capsys, arguments, says):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("ccrepro: error: ")
+    assert printed.err.count("\n") <= 2
+    assert says in printed.err
 
 
-def test_debug_shows_the_traceback():
-    with pytest.raises(ValueError, match="unknown data set"):
-        main(["train", "mnist", "--debug"])
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(KeyboardInterrupt(), 130), (PermissionError(13, "Permission denied", "x"), 1), (DataError(), 3)],
+)
+def test_what_stops_a_command_is_one_line_but_for_debug(monkeypatch, capsys, error, code):
+    monkeypatch.setattr(cli, "_config", mock.Mock(side_effect=error))
+    assert main(["recipe", "digits"]) == code
+    assert re.fullmatch("ccrepro: error: .*\n", capsys.readouterr().err)
+    if code != 130:
+        with pytest.raises(type(error)):
+            main(["recipe", "digits", "--debug"])
 
 
-def test_recipe_prints_every_setting(capsys):
-    assert main(["recipe", "cifar10", "--profile", "paper", "--epochs", "20"]) == 0
-    printed = yaml.safe_load(capsys.readouterr().out)
-    assert recipe(**printed) == recipe("cifar10", "paper", epochs=20)
-
-
-def test_check_of_good_names_is_silent(capsys):
-    arguments = ["--datasets", "digits", "--variants", "cc", "views-one", "--seeds", "0", "1"]
-    assert main(["check", *arguments]) == 0
-    assert capsys.readouterr().out == ""
-
-
-def test_train_writes_a_run_and_prints_its_scores(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(files, "ROOT", tmp_path)
-    assert main(["train", "digits", "--sample", "320", "--batch-size", "64", "--epochs", "1"]) == 0
-    assert (tmp_path / "runs/demo/digits/cc-seed0+sample=320+batch_size=64+epochs=1/run.json").exists()
-    assert not (tmp_path / "results").exists()
-    assert "ACC 0." in capsys.readouterr().out
+def test_who_stops_reading_gets_no_traceback():
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "ccrepro", "recipe", "digits"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_mistakes_are_told_before_torch_is_imported():
@@ -84,34 +77,49 @@ def test_mistakes_are_told_before_torch_is_imported():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
-def test_help_lists_every_setting(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["train", "--help"])
-    assert stopped.value.code == 0
-    assert "--instance-temperature" in capsys.readouterr().out
-
-
-def test_who_stops_reading_gets_no_traceback():
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "ccrepro", "recipe", "digits"]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, cwd=files.ROOT)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (141, "")
-
-
-def test_help_names_defaults_that_say_something(capsys):
-    with pytest.raises(SystemExit):
-        main(["cluster", "--help"])
-    printed = capsys.readouterr().out
-    assert printed.startswith("usage: ccrepro cluster FOLDER --n-clusters K --out DIR")
-    assert "--epochs X" in printed
+def test_help_lists_every_setting_and_defaults_that_say_something(capsys):
+    printed = ""
+    for command in ("train", "cluster", "reproduce"):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        printed += capsys.readouterr().out
+    assert printed.count("--instance-temperature X") == 2
     assert "(default: None)" not in printed
-    with pytest.raises(SystemExit):
-        main(["plan", "--help"])
-    assert "one of demo, fast, paper (default: demo)" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
+
+
+def test_recipe_prints_every_setting(capsys):
+    assert main(["recipe", "cifar10", "--preset", "paper", "--epochs", "20"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("usage: ccrepro train DATASET [--SETTING X ...] [OPTION ...]\n")
-    assert "profile demo, variant cc and seed 0 where these are left out" in printed
+    assert recipe(**yaml.safe_load(printed)) == recipe("cifar10", "paper", epochs=20)
+
+
+def test_data_sets_and_tables_are_printed(capsys):
+    assert main(["datasets"]) == main(["datasets", "get", "digits"]) == 0
+    *listed, got = capsys.readouterr().out.splitlines()
+    assert len(listed) == 2 + len(DATASETS)
+    assert got.startswith("1,797 images of (1, 8, 8), 10 classes: ")
+    assert main(["table", "heads", "--format", "csv"]) == main(["table", "--preset", "paper"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("\nDigits,") == 5
+    assert "| 0.229 " in printed
+
+
+def test_a_model_is_trained_evaluated_and_put_to_use(root, digits, capsys):
+    arguments = ["--sample", "320", "--batch-size", "64", "--epochs", "1", "--commit", "c" * 40]
+    assert main(["train", "digits", *arguments]) == 0
+    folder = root / "runs/demo/digits/cc-seed0+sample=320+batch_size=64+epochs=1"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["commit"] == "c" * 40
+    assert f"ACC {record['scores']['acc']:.4f}" in capsys.readouterr().out
+    assert not (root / "results").exists()
+
+    assert main(["evaluate", str(folder)]) == 0
+    assert capsys.readouterr().out.count("ACC 0.") == 2
+
+    Image.fromarray(digits.images[0, 0]).save(root / "0.png")
+    assert main(["predict", str(folder), str(root / "0.png")]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert main(["embed", str(folder), str(root / "0.png"), "--out", str(root / "features.npz")]) == 0
+    features = np.load(root / "features.npz")
+    assert features["z"].shape == (1, 64)
+    assert features["cluster"].tolist() == [found["cluster"]]

@@ -3,7 +3,7 @@ import pytest
 from scipy.optimize import linear_sum_assignment
 from sklearn import metrics as sk
 
-from ccrepro.metrics import accuracy, contingency, matched_classes, scores
+from ccrepro.metrics import accuracy, contingency, matched_classes, mean_sd, scores
 
 # labels_true, labels_pred, ACC by hand
 BY_HAND = [
@@ -98,3 +98,8 @@ def test_matched_classes_are_those_of_the_accuracy():
     assert matched_classes(labels_true, labels_pred, 5).tolist() == [9, -1, 5, 7, -1]
     right = matched_classes(labels_true, labels_pred, 5)[labels_pred] == np.array(labels_true)
     assert right.mean() == accuracy(labels_true, labels_pred)
+
+
+@pytest.mark.parametrize(("values", "text"), [([], "–"), ([0.97], "0.970"), ([0.967, 0.972, 0.977], "0.972 ± 0.005")])
+def test_standard_deviation_is_that_of_a_sample(values, text):
+    assert mean_sd(values) == text

@@ -3,9 +3,9 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
-from ccrepro import train
-from ccrepro.config import recipe
-from ccrepro.model import Backbone, build
+from ccrepro.backbones import Backbone
+from ccrepro.model import build
+from ccrepro.recipes import recipe
 
 PARAMETERS = {"resnet18": 11_176_512, "resnet34": 21_284_672, "resnet50": 23_508_032}
 
@@ -27,7 +27,7 @@ def test_backbone_is_torchvisions_without_classifier(name):
 
 
 def test_published_model_has_the_published_size():
-    model = build(recipe("cifar10", profile="paper"))
+    model = build(recipe("cifar10", "paper"))
     assert count(model) == 21_880_778
     assert count(model.instance_head) == 328_320
     assert count(model.cluster_head) == 262_656 + 513 * 10
@@ -43,9 +43,14 @@ def test_cifar_stem_keeps_the_resolution():
     assert backbone.conv1.kernel_size == (3, 3)
 
 
-@pytest.mark.parametrize(("dataset", "profile", "channels"), [("digits", "demo", 1), ("cifar100", "paper", 3)])
-def test_outputs_are_unit_vectors_and_distributions(dataset, profile, channels):
-    config = recipe(dataset, profile=profile)
+def test_convolutions_start_with_kaimings_fan_out():
+    weight = Backbone("resnet18", "imagenet").layer3[1].conv1.weight
+    assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize(("dataset", "preset", "channels"), [("digits", "demo", 1), ("cifar100", "paper", 3)])
+def test_outputs_are_unit_vectors_and_distributions(dataset, preset, channels):
+    config = recipe(dataset, preset)
     z, p = build(config, channels)(torch.rand(4, channels, 32, 32))
     assert z.shape == (4, config.instance_dim)
     assert p.shape == (4, config.n_clusters)
@@ -57,12 +62,11 @@ def test_outputs_are_unit_vectors_and_distributions(dataset, profile, channels):
 def test_gradients_of_each_head_reach_it_and_the_backbone_only(head):
     model = build(recipe("digits"), 1)
     z, p = model(torch.rand(4, 1, 8, 8))
-    (z[:, 0] if head == "instance" else p[:, 0]).sum().backward()
-    own, other = (
-        (model.instance_head, model.cluster_head) if head == "instance" else (model.cluster_head, model.instance_head)
-    )
+    (z if head == "instance" else p)[:, 0].sum().backward()
+    heads = {"instance": model.instance_head, "cluster": model.cluster_head}
+    own = heads.pop(head)
     assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in [*own.parameters(), model.backbone.conv1.weight])
-    assert all(w.grad is None for w in other.parameters())
+    assert all(w.grad is None for other in heads.values() for w in other.parameters())
 
 
 def test_initial_weights_follow_the_seed_and_leave_torchs_generator_alone():
@@ -74,52 +78,7 @@ def test_initial_weights_follow_the_seed_and_leave_torchs_generator_alone():
     assert not torch.equal(a["backbone.conv1.weight"], c["backbone.conv1.weight"])
 
 
-def test_convolutions_start_with_kaimings_fan_out():
-    weight = Backbone("resnet18", "imagenet").layer3[1].conv1.weight
-    assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
-
-
 def test_a_shared_head_gives_both_losses_one_matrix():
     z, p = build(recipe("digits", variant="shared-head"), 1)(torch.rand(5, 1, 8, 8))
     assert_close(z, p / p.norm(dim=1, keepdim=True))
     assert z.shape == (5, 10)
-
-
-@pytest.mark.parametrize(("name", "stem", "norm"), [("resnet18", "imagenet", False), ("small", "cifar", True)])
-def test_both_views_in_one_pass_equal_two_passes_bit_for_bit(name, stem, norm, generator):
-    """Outputs, running statistics and their number of updates; gradients up to the order of their sums."""
-    config = recipe("cifar10", "paper", backbone=name, stem=stem, head_norm=norm, image_size=32)
-    one, two = build(config).train(), build(config).train()
-    a, b = (torch.rand(6, 3, 32, 32, generator=generator) for _ in "ab")
-    together, apart = one._at_once(a, b), two.pair(a, b)
-    for ours, theirs in zip(together, apart, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(ours, theirs, strict=True))
-    for key, value in two.state_dict().items():
-        assert torch.equal(one.state_dict()[key], value), key
-    assert one.backbone.bn1.num_batches_tracked == 2
-    for outputs in (together, apart):
-        sum((x * x.detach().cos()).sum() for pair in outputs for x in pair).backward()
-    for ours, theirs in zip(one.parameters(), two.parameters(), strict=True):
-        assert (ours.grad - theirs.grad).norm() <= 1e-5 * (1 + theirs.grad.norm())
-
-
-def test_a_plain_concatenation_is_another_method(generator):
-    model = build(recipe("cifar10", "paper", backbone="small", image_size=32)).train()
-    a, b = (torch.rand(6, 3, 32, 32, generator=generator) * scale for scale in (1, 0.3))
-    (z_a, _), _ = model._at_once(a, b)
-    assert (model(torch.cat((a, b)))[0][:6] - z_a).abs().max() > 0.05
-
-
-def test_in_evaluation_views_do_not_share_statistics_with_anything(generator):
-    model = build(recipe("cifar10", "paper", backbone="small", image_size=32)).eval()
-    a, b = (torch.rand(6, 3, 32, 32, generator=generator) for _ in "ab")
-    assert_close(model._at_once(a, b)[1][0], model(b)[0])
-
-
-def test_standardised_pixels_have_mean_0_and_deviation_1(patterns):
-    config = recipe("digits", normalize=True, n_clusters=3, batch_size=32)
-    model = train.start(config, patterns).model
-    x = model.standardize(torch.from_numpy(patterns.images) / 255)
-    assert x.mean().item() == pytest.approx(0, abs=1e-5)
-    assert x.std(correction=0).item() == pytest.approx(1, abs=1e-5)
-    assert "standardize.mean" in model.state_dict()  # so that a saved model sees pixels as it did in training

@@ -1,7 +1,4 @@
-"""One check per exercise of the lesson: it says whether an answer is right, and otherwise what is wrong with it.
-
-An answer that is still ``...`` is open, not wrong, so that the notebook runs to its end without any.
-"""
+"""One check per exercise of the lesson: it says whether an answer is right, and otherwise what is wrong with it."""
 
 import functools
 import math
@@ -15,11 +12,10 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn import functional as F
 
-from ccrepro import augmentations, loss
-from ccrepro.lesson.live import color_config
+from ccrepro import loss
 
-Judge = Callable[..., str]  # the answers → what is wrong with them, "" if nothing
-Mistakes = dict[float, str]  # a wrong value → what leads to it
+WORDS = {None: "open", True: "right", False: "not yet"}
+COLORS = {None: "#999", True: "#2a7d2a", False: "#c0392b"}
 
 
 @dataclass(frozen=True)
@@ -31,29 +27,25 @@ class Verdict:
     text: str
 
     def __repr__(self) -> str:
-        return f"Exercise {self.exercise}: {self._word()}. {self.text}"
+        return f"Exercise {self.exercise}: {WORDS[self.right]}. {self.text}"
 
     def _repr_html_(self) -> str:
-        color = {None: "#999", True: "#2a7d2a", False: "#c0392b"}[self.right]
-        style = f"border-left: 5px solid {color}; padding: 0.3em 0.8em"
-        return f'<div style="{style}"><b>Exercise {self.exercise}: {self._word()}.</b> {self.text}</div>'
-
-    def _word(self) -> str:
-        return {None: "open", True: "right", False: "not yet"}[self.right]
+        style = f"border-left: 5px solid {COLORS[self.right]}; padding: 0.3em 0.8em"
+        return f'<div style="{style}"><b>Exercise {self.exercise}: {WORDS[self.right]}.</b> {self.text}</div>'
 
 
 class _Open(Exception):
     """The answer, or what the student's function returned, is still ``...``."""
 
 
-def exercise(number: int, right: str) -> Callable[[Judge], Callable[..., Verdict]]:
-    """Make a check of a judge. right: what to say to a right answer."""
+def exercise(number: int, right: str) -> Callable[[Callable[..., str]], Callable[..., Verdict]]:
+    """Make a check of a function: answers → what is wrong with them, "" if nothing. right: what to say then."""
 
-    def decorate(judge: Judge) -> Callable[..., Verdict]:
+    def decorate(judge: Callable[..., str]) -> Callable[..., Verdict]:
         @functools.wraps(judge)
         def check(*answers: Any) -> Verdict:
             try:
-                wrong = judge(*(_answered(a) for a in answers))
+                wrong = judge(*map(_answered, answers))
             except _Open:
                 return Verdict(number, None, "Replace the ... in the cell above and run both cells again.")
             except Exception as error:  # of the student's own code: it becomes part of the verdict
@@ -66,42 +58,37 @@ def exercise(number: int, right: str) -> Callable[[Judge], Callable[..., Verdict
 
 
 def _answered(value: Any) -> Any:
-    """The value, and a function so that it returns answers only; raises `_Open` for ``...``."""
+    """The value, or the function so that it returns answers only; raises `_Open` for ``...``."""
     if value is ...:
         raise _Open
     return (lambda *arguments: _answered(value(*arguments))) if callable(value) else value
 
 
-def _near(value: Any, truth: float, mistakes: Mistakes, hint: str, tolerance: float = 2e-3) -> str:
+def _near(value: Any, truth: float, mistakes: dict[str, float | Tensor], hint: str, tolerance: float = 2e-3) -> str:
     """What is wrong with a number: the mistake that leads to it, or the hint."""
     value = float(value)
     if math.isclose(value, truth, abs_tol=tolerance):
         return ""
-    named = [text for wrong, text in mistakes.items() if math.isclose(value, wrong, abs_tol=tolerance)]
+    named = [text for text, wrong in mistakes.items() if math.isclose(value, float(wrong), abs_tol=tolerance)]
     return f"{value:.4g} is what one gets where {named[0]}" if named else f"{value:.4g} is not it. {hint}"
 
 
 @exercise(1, "0.8 · 0.8 = 0.64. The network meets grey pictures in every third pair, so colour alone cannot tell.")
 def both_in_color(share: float) -> str:
     """The share of pairs of which neither view was made grey, where one view is with probability 0.2."""
-    config, generator = color_config(), torch.Generator().manual_seed(0)
-    sizes = torch.full((20_000, 2), 100)
-    first, second = (augmentations.draw(generator, sizes, (100, 100), config).grayscale for _ in range(2))
-    counted = (~first & ~second).float().mean().item()
     mistakes = {
-        1 - config.grayscale: "only one of the two views is looked at.",
-        config.grayscale**2: "both views are grey: the question is for pairs of which none is.",
-        1 - config.grayscale**2: "at most one view is grey; here neither may be.",
-        1 - (1 - config.grayscale) ** 2: "at least one view is grey. That is the other pairs.",
-        1 - 2 * config.grayscale: "probabilities are added. The draws are independent: multiply.",
+        "only one of the two views is looked at.": 0.8,
+        "both views are grey: the question is for pairs of which none is.": 0.2**2,
+        "at most one view is grey; here neither may be.": 1 - 0.2**2,
+        "at least one view is grey. That is the other pairs.": 1 - 0.8**2,
+        "probabilities are added. The draws are independent: multiply.": 1 - 2 * 0.2,
     }
-    hint = f"Among 20,000 pairs drawn by the package, a share of {counted:.3f} had two views in colour."
-    return _near(share, (1 - config.grayscale) ** 2, mistakes, hint)
+    return _near(share, 0.8**2, mistakes, "In what share is one view in colour? The two draws are independent.")
 
 
 @exercise(2, "Row i and row i + N are views of one picture; modulo 2N that holds for both halves.")
 def positive(function: Callable[[int, int], int]) -> str:
-    """The row that holds the other view of row i, for N pictures: rows 0 … N - 1 are views a, the next N views b."""
+    """The row that holds the other view of row i, for N images: rows 0 … N - 1 are views a, the next N views b."""
     for n in (4, 3, 10):
         for i in range(2 * n):
             got = function(i, n)
@@ -117,14 +104,14 @@ def positive(function: Callable[[int, int], int]) -> str:
 def know_nothing(value: float) -> str:
     """The instance loss for N = 4 where all similarities are equal."""
     mistakes = {
-        math.log(8): "the vector itself is counted too. It is left out: 2N - 1 others remain.",
-        math.log(6): "only the negatives are counted. The positive stands in the denominator as well.",
-        math.log(4): "only the N vectors of one view are counted.",
-        math.log(3): "only the negatives of one view are counted. Those of the other view count as well.",
-        -math.log(7): "the minus of -log is lost.",
-        1 / 7: "the share of the positive is taken; the loss is its -log.",
-        7.0: "the others are counted; the loss is the logarithm of that.",
-        math.log10(7): "the logarithm is to base 10; the loss uses the natural one.",
+        "the vector itself is counted too. It is left out: 2N - 1 others remain.": math.log(8),
+        "only the negatives are counted. The positive stands in the denominator as well.": math.log(6),
+        "only the N vectors of one view are counted.": math.log(4),
+        "only the negatives of one view are counted. Those of the other view count as well.": math.log(3),
+        "the minus of -log is lost.": -math.log(7),
+        "the share of the positive is taken; the loss is its -log.": 1 / 7,
+        "the others are counted; the loss is the logarithm of that.": 7.0,
+        "the logarithm is to base 10; the loss uses the natural one.": math.log10(7),
     }
     return _near(
         value, math.log(7), mistakes, "How many vectors is each compared with, and what share has the positive?"
@@ -136,18 +123,19 @@ def by_hand(function: Callable[[Tensor, int, int, float], Tensor]) -> str:
     """ℓ of row i from its similarities s (2N,), the number j of its positive, and τ."""
     for row, i, j, tau in (([1.0, 0.2, -0.5, 0.9, 0.3, -0.4], 0, 3, 0.5), ([0.3, -0.1, 1.0, 0.7], 2, 0, 0.2)):
         s = torch.tensor(row)
-        e, logits = (s / tau).exp(), s / tau
+        e = (s / tau).exp()
         rest = e.sum() - e[i]
+        truth = -torch.log(e[j] / rest).item()
         mistakes = {
-            (-torch.log(e[j] / e.sum())).item(): "row i itself stays in the denominator.",
-            (-torch.log(e[j] / (rest - e[j]))).item(): "the positive is left out of the denominator.",
-            (-torch.log(s.exp()[j] / (s.exp().sum() - s.exp()[i]))).item(): "the similarities are not divided by τ.",
-            (torch.log(e[j] / rest)).item(): "the minus of -log is lost.",
-            (e[j] / rest).item(): "the share is returned without its -log.",
-            (-logits[j]).item(): "the denominator is missing.",
+            "row i itself stays in the denominator.": -torch.log(e[j] / e.sum()),
+            "the positive is left out of the denominator.": -torch.log(e[j] / (rest - e[j])),
+            "the similarities are not divided by τ.": -torch.log(s.exp()[j] / (s.exp().sum() - s.exp()[i])),
+            "the minus of -log is lost.": -truth,
+            "the share is returned without its -log.": e[j] / rest,
+            "the denominator is missing.": -s[j] / tau,
         }
-        hint = f"For s = {row}, i = {i}, j = {j}, τ = {tau} it should be {-torch.log(e[j] / rest):.4f}."
-        if wrong := _near(function(s, i, j, tau), -torch.log(e[j] / rest).item(), mistakes, hint):
+        hint = f"For s = {row}, i = {i}, j = {j}, τ = {tau} it should be {truth:.4f}."
+        if wrong := _near(function(s, i, j, tau), truth, mistakes, hint):
             return wrong
     return ""
 
@@ -159,8 +147,8 @@ def ten_times(tau: float) -> str:
         return "A temperature is above zero."
     ratio = math.exp(min(0.5 / float(tau), 700.0))
     mistakes = {
-        0.5 * math.log(10): "0.5 is multiplied by ln 10; solve exp(0.5/τ) = 10 for τ.",
-        0.8 / 0.3 / 10: "the cosines are divided by each other; their difference counts.",
+        "0.5 is multiplied by ln 10; solve exp(0.5/τ) = 10 for τ.": 0.5 * math.log(10),
+        "the cosines are divided by each other; their difference counts.": 0.8 / 0.3 / 10,
     }
     return _near(tau, 0.5 / math.log(10), mistakes, f"At this temperature the ratio is {ratio:.3g}.")
 
@@ -168,7 +156,7 @@ def ten_times(tau: float) -> str:
 @exercise(6, "Columns 0 and 2: the largest cosine of two different clusters. Minimising the loss will pull them apart.")
 def mixed_up(pair: Sequence[int], p_a: Tensor, p_b: Tensor) -> str:
     """The two different clusters whose columns are most alike, read from the matrix of columns."""
-    first, second = (int(m) for m in pair)
+    first, second = map(int, pair)
     m = p_a.shape[1]
     if first == second:
         return "These are two views of the same cluster, a positive pair. Look off the outlined diagonals."
@@ -176,8 +164,7 @@ def mixed_up(pair: Sequence[int], p_a: Tensor, p_b: Tensor) -> str:
         return f"Clusters are numbered from 0 to {m - 1}; what lies beyond is the second view of the same clusters."
     columns = F.normalize(torch.cat((p_a.T, p_b.T)), dim=1)
     cosine = (columns @ columns.T).view(2, m, 2, m).amax((0, 2)).fill_diagonal_(-1)
-    best = divmod(int(cosine.argmax()), m)
-    if {first, second} == set(best):
+    if {first, second} == set(divmod(int(cosine.argmax()), m)):
         return ""
     here, most = cosine[first, second], cosine.max()
     return f"Clusters {first} and {second} have a cosine of at most {here:.2f}; another pair has {most:.2f}."
@@ -189,8 +176,7 @@ def starved(answer: str) -> str:
     if answer not in ("smaller", "larger", "same"):
         return f"{answer!r} is none of 'smaller', 'larger', 'same'."
     p_a, p_b = torch.rand(2, 50, 4, generator=torch.Generator().manual_seed(0))
-    scale = torch.tensor([0.01, 1.0, 1.0, 1.0])
-    before, after = (loss.nt_xent(a.T, b.T, 1.0).item() for a, b in ((p_a, p_b), (p_a * scale, p_b * scale)))
+    before, after = (loss.nt_xent((p_a * c).T, (p_b * c).T, 1.0).item() for c in (1, torch.tensor([0.01, 1, 1, 1])))
     tried = f"Tried with a random Y of 50 rows and 4 columns: {before:.4f} before, {after:.4f} after."
     return "" if answer == "same" else f"{tried} What does a cosine do with the length of a vector?"
 
@@ -199,12 +185,12 @@ def starved(answer: str) -> str:
 def half_dead(value: float) -> str:
     """H of the mean assignment, one view, where 5 of 10 clusters hold 0.2 each and the others nothing."""
     mistakes = {
-        math.log(10): "all ten clusters are used alike. Five of them are empty.",
-        -math.log(5): "the minus before the sum is lost.",
-        math.log2(5): "the logarithm is to base 2; the paper's is the natural one.",
-        math.log(2): "what is missing to log 10 is taken; the question is for H itself.",
-        2 * math.log(5): "both views are added; the question is for one.",
-        0.2 * math.log(5): "only one of the five clusters is counted.",
+        "all ten clusters are used alike. Five of them are empty.": math.log(10),
+        "the minus before the sum is lost.": -math.log(5),
+        "the logarithm is to base 2; the paper's is the natural one.": math.log2(5),
+        "what is missing to log 10 is taken; the question is for H itself.": math.log(2),
+        "both views are added; the question is for one.": 2 * math.log(5),
+        "only one of the five clusters is counted.": 0.2 * math.log(5),
     }
     return _near(value, math.log(5), mistakes, "Sum -P log P over the clusters; an empty one adds 0.")
 
@@ -219,9 +205,8 @@ def cluster_loss(function: Callable[[Tensor, Tensor, float], Tensor]) -> str:
         got, truth = function(y_a, y_b, tau), loss.cluster_loss(y_a, y_b, tau)
         if not isinstance(got, Tensor) or got.shape != ():
             return f"It should return a tensor of one number, and returns {type(got).__name__} {tuple(np.shape(got))}."
-        names = {value.item(): text for text, value in _cluster_mistakes(y_a, y_b, tau).items()}
         hint = f"For a random Y ({n}, {m}), τ = {tau}, the package has {truth:.4f}."
-        if wrong := _near(got.item(), truth.item(), names, hint, tolerance=1e-4):
+        if wrong := _near(got.item(), truth.item(), _cluster_mistakes(y_a.detach(), y_b, tau), hint, tolerance=1e-4):
             return wrong
         if not got.requires_grad:
             return "The value is right, but no gradient reaches Y: leave out detach, item and NumPy."
@@ -233,12 +218,10 @@ def cluster_loss(function: Callable[[Tensor, Tensor, float], Tensor]) -> str:
 def _cluster_mistakes(y_a: Tensor, y_b: Tensor, tau: float) -> dict[str, Tensor]:
     """What the usual slips of exercise 9 lead to."""
     contrast, rows = loss.nt_xent(y_a.T, y_b.T, tau), loss.nt_xent(y_a, y_b, tau)
-    log_m = math.log(y_a.shape[1])
-    h_a, h_b = loss.mean_entropy(y_a), loss.mean_entropy(y_b)
+    log_m, h_a, h_b = math.log(y_a.shape[1]), loss.mean_entropy(y_a), loss.mean_entropy(y_b)
     missing = 2 * log_m - h_a - h_b
     columns = torch.cat((y_a.T, y_b.T))
-    other = torch.arange(len(columns)).roll(y_a.shape[1])
-    unit = F.normalize(columns, dim=1)
+    unit, other = F.normalize(columns, dim=1), torch.arange(len(columns)).roll(y_a.shape[1])
     without_cosine = (columns @ columns.T / tau).fill_diagonal_(-math.inf)
     return {
         "rows are contrasted. Transpose: a cluster is a column.": rows + missing,
@@ -270,7 +253,7 @@ def matched(classes: Sequence[int], counts: np.ndarray) -> str:
     return "" if right == best else f"With this match {right} of {counts.sum()} images are right; {best} are possible."
 
 
-@exercise(11, "The same rule decides the claims in the README. With one seed there is no such rule.")
+@exercise(11, "The same rule decides the claims in results/README.md. With one seed there is no such rule.")
 def told_apart(function: Callable[[float, float, float, float, int], bool]) -> str:
     """Whether two means differ by more than two standard errors of the difference; each of n seeds."""
     cases = [(0.967, 0.006, 0.955, 0.006, 3), (0.967, 0.006, 0.968, 0.004, 3), (0.955, 0.006, 0.967, 0.006, 3)]

@@ -1,0 +1,141 @@
+"""The order of the images and their two views: a function of (seed, epoch).
+
+All randomness of an epoch is drawn on the CPU before its first step. So the stream is the same on every device, and a
+training that is taken up again sees what it would have seen.
+
+Letters: M images of one pass, N images of a batch, n = N / R of them on this one of R ranks.
+"""
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ccrepro import augmentations
+from ccrepro.config import Config
+from ccrepro.data import ImageSet, as_tensor
+from ccrepro.runtime.device import choose_device
+
+RESIDENT_SHARE = 0.5  # of a GPU's free memory that a data set may take, to be kept there
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Images that an epoch goes through once: uint8 (M, C, H, W), their own sizes (M, 2), and whether both losses are
+    used on them (§4.2, STL-10)."""
+
+    images: Tensor
+    sizes: Tensor
+    both: bool = True
+
+    def steps(self, config: Config) -> int:
+        """Full batches; M mod N images are left out of each epoch."""
+        return len(self.images) // config.batch_size
+
+
+def passes(config: Config, data: ImageSet) -> list[Pass]:
+    """What an epoch goes through: images that fit are moved to the device, others stay where they are mapped."""
+    found = [Pass(_placed(data.images, config), as_tensor(data.sizes))]
+    if config.unlabeled:
+        sizes = torch.tensor(data.unlabeled.shape[2:]).expand(len(data.unlabeled), 2)
+        found.insert(0, Pass(_placed(data.unlabeled, config), sizes, both=False))
+    return found
+
+
+def _placed(images: np.ndarray, config: Config) -> Tensor:
+    if choose_device(config.device).type == "cuda" and images.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
+        return as_tensor(images).cuda()
+    return as_tensor(images)
+
+
+def epoch_pairs(
+    parts: Sequence[Pass], config: Config, epoch: int, first: int = 0, rows: slice = slice(None)
+) -> Iterator[tuple[Tensor, Tensor, bool]]:
+    """Both views of each batch of an epoch from its step ``first`` on, and whether both losses are used on them."""
+    for number, part in enumerate(parts):
+        skipped = min(first, part.steps(config))
+        first -= skipped
+        for view_a, view_b in pairs(part.images, part.sizes, config, epoch, number, skipped, rows):
+            yield view_a, view_b, part.both
+
+
+def pairs(
+    images: Tensor,
+    sizes: Tensor,
+    config: Config,
+    epoch: int,
+    number: int = 0,
+    first: int = 0,
+    rows: slice = slice(None),
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The pairs of views of one pass: uint8 (M, C, H, W) → two of (n, C, S, S) per step; M mod N images are left out.
+
+    sizes: (M, 2) the images' own heights and widths. ``number`` tells the passes of one epoch apart; ``first`` steps
+    are passed over; ``rows`` of each batch are made, the others are another rank's. Views are made where training runs;
+    images elsewhere are fetched while the last step computes.
+    """
+    n, device = config.batch_size, choose_device(config.device)
+    start_row, stop_row, _ = rows.indices(n)
+    steps, generator = len(images) // n, epoch_generator(config.seed, epoch, number)
+    order = torch.randperm(len(images), generator=generator)[: steps * n].view(steps, n)
+    fetch = _indexed if images.device.type == device.type else _streamed
+    batches = fetch(images, order[first:, rows], device)
+    shape, there = tuple(images.shape[2:]), sizes[order.reshape(-1)]
+    drawn = [augmentations.draw(generator, there, shape, config).to(device) for _ in range(2)]
+    for done, batch in enumerate(batches, first):
+        here = slice(done * n + start_row, done * n + stop_row)
+        yield _views(batch, [parameters[here] for parameters in drawn], config)
+
+
+def _views(batch: Tensor, drawn: Sequence[augmentations.Parameters], config: Config) -> tuple[Tensor, Tensor]:
+    """Two views of a batch, augmented or as they are, as the settings say."""
+    compiled = config.compile not in ("off", "auto")
+    augmented = {"both": (True, True), "one": (True, False), "none": (False, False)}[config.views]
+    return tuple(
+        augmentations.apply(batch, parameters, config.image_size, compiled)
+        if random
+        else augmentations.eval_view(batch, config.image_size)
+        for parameters, random in zip(drawn, augmented, strict=True)
+    )
+
+
+def _indexed(images: Tensor, order: Tensor, device: torch.device) -> Iterator[Tensor]:
+    return (images[rows] for rows in order.to(device))
+
+
+def _streamed(images: Tensor, order: Tensor, device: torch.device, ahead: int = 4) -> Iterator[Tensor]:
+    """Batches from the host's memory, or mapped from disk, through pinned memory; some threads stay ``ahead`` of us.
+
+    We move them ourselves: which GPU is the current one is each thread's own, and theirs is always the first.
+    """
+
+    def fetch(rows: Tensor) -> Tensor:
+        return images[rows].pin_memory() if device.type == "cuda" else images[rows]
+
+    with ThreadPoolExecutor(2) as pool:
+        waiting = deque()
+        for rows in order:
+            waiting.append(pool.submit(fetch, rows))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result().to(device, non_blocking=True)
+        yield from (batch.result().to(device, non_blocking=True) for batch in waiting)
+
+
+def first_pairs(data: ImageSet, config: Config) -> tuple[Tensor, Tensor, Tensor]:
+    """What training sees first, to be looked at: a batch's images as they are and its two views, (N, C, S, S) each."""
+    images, sizes = as_tensor(data.images), torch.tensor(data.sizes)
+    config = dataclasses.replace(config, device="cpu", compile="off")
+    views = next(pairs(images, sizes, config, epoch=0))
+    unaugmented, _ = next(pairs(images, sizes, dataclasses.replace(config, views="none"), epoch=0))
+    return unaugmented, *views
+
+
+def epoch_generator(seed: int, epoch: int, number: int = 0) -> torch.Generator:
+    """The source of all randomness of one pass of one epoch."""
+    mixed = np.random.SeedSequence((seed, epoch, number)).generate_state(1)[0]
+    return torch.Generator().manual_seed(int(mixed))

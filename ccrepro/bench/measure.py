@@ -1,0 +1,230 @@
+"""Speed and memory of our way, beside the authors' way and the limit: measured in turns, in one process.
+
+Every time is the median over rounds A B C A B C …, with the smallest and the largest; on a CPU in process CPU time of
+one thread, on a GPU in wall time between synchronisations. What is to be compared are the ratios within one run.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+import re
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils import benchmark
+
+from ccrepro import augmentations, batches, loss, train
+from ccrepro.bench import authors_way
+from ccrepro.config import Config
+from ccrepro.data import ImageSet
+from ccrepro.model import build
+from ccrepro.recipes import recipe
+from ccrepro.runs.record import git_commit, hardware, versions
+from ccrepro.runtime import storage
+from ccrepro.runtime.device import choose_device
+
+Way = Callable[[], Any]  # one call of what is timed
+Row = dict[str, Any]  # what: text, seconds: {way: {median, low, high}}, ratios: {text: number}
+
+# As in the paper for its data sets, and CIFAR natively: data set, side of the source, of the view, batch.
+AUGMENTATIONS = (("cifar10", 32, 32, 256), ("cifar10", 32, 224, 32), ("imagenet10", 256, 224, 16))
+LOSSES = [("instance", n, 128) for n in (64, 256, 1024, 4096)]  # which of them, N, D or K
+LOSSES += [("cluster", n, k) for n, k in ((256, 10), (256, 20), (256, 200), (256, 1000), (4096, 10), (4096, 200))]
+STEPS = (  # backbone, stem, side of the views, images per step on a CPU and on a GPU
+    ("small", "cifar", 32, 64, 512),
+    ("resnet18", "cifar", 32, 64, 512),
+    ("resnet18", "imagenet", 32, 64, 512),
+    ("resnet18", "imagenet", 96, 16, 512),
+    ("resnet34", "imagenet", 224, 4, 256),
+)
+TURN = {"cpu": 0.1, "cuda": 0.5}  # seconds at least of a way's turn
+MEMORY_LIMIT = 4 * 2**30  # bytes: what would take more in the authors' way is not run in it
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
+
+
+def run(rounds: int = 7, only: tuple[str, ...] = (), device: str = "auto") -> dict[str, Any]:
+    """All measurements, as plain JSON values: where they were made, and a list of rows for each of `SECTIONS`."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    place = choose_device(device)
+    gpu = torch.cuda.get_device_name() if place.type == "cuda" else None
+    result = {"hardware": hardware(None) | {"gpu": gpu}, "versions": versions(), "commit": git_commit()}
+    for name in only or SECTIONS:
+        measured, cases = SECTIONS[name]
+        result[name] = []
+        for case in cases:
+            row = measured(place, rounds, *case)
+            result[name].append(row)
+            print(", ".join([row["what"], *(f"{k} {v:.3g}" for k, v in row["ratios"].items())]), flush=True)
+            torch.compiler.reset()  # torch keeps eight shapes of a function compiled, and runs others as they are
+    return result
+
+
+def save(result: dict[str, Any], results_dir: str | Path = "results") -> Path:
+    """Write JSON and Markdown under ``results/bench/``, named after the hardware. Returns the path of the first."""
+    name = result["hardware"]["gpu"] or result["hardware"]["cpu"]
+    path = storage.ROOT / results_dir / "bench" / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
+    text = f"{name}, torch {result['versions']['torch']}, commit {result['commit'][:10]}\n\n"
+    text += table(result).to_markdown(index=False, disable_numparse=True) + "\n"
+    storage.atomic_write(path.with_suffix(".md"), text)
+    return storage.atomic_write(path, json.dumps(result, indent=1) + "\n")
+
+
+def table(result: dict[str, Any]) -> pd.DataFrame:
+    """One line per measurement: times of each way with their range, and the ratios."""
+    lines = []
+    for row in (row for name in SECTIONS for row in result.get(name, [])):
+        line = {"what": row["what"]}
+        for way in ("authors", "ours", "compiled", "limit"):
+            t = row["seconds"].get(way)
+            line[f"{way}, ms"] = f"{1e3 * t['median']:.3g} ({1e3 * t['low']:.3g}–{1e3 * t['high']:.3g})" if t else "–"
+        lines.append(line | {"ratios": ", ".join(f"{name} {value:.3g}" for name, value in row["ratios"].items())})
+    return pd.DataFrame(lines)
+
+
+def interleaved(ways: dict[str, Way], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
+    """Seconds per call of each way: median, smallest and largest over ``rounds`` of turns of at least `TURN`."""
+    clock = {"timer": time.process_time} if device.type == "cpu" else {}  # else torch's, which waits for the GPU
+    timers = {name: benchmark.Timer("way()", globals={"way": way}, **clock) for name, way in ways.items()}
+    for timer in timers.values():
+        timer.timeit(1)  # and two calls that it makes before: one compiles, one records CUDA graphs, one replays
+    taken = {name: [] for name in ways}
+    for _, (name, timer) in itertools.product(range(rounds), timers.items()):
+        taken[name].append(timer.blocked_autorange(min_run_time=TURN[device.type]).median)
+    return {name: {"median": statistics.median(t), "low": min(t), "high": max(t)} for name, t in taken.items()}
+
+
+def peak_bytes(way: Way, device: torch.device) -> int:
+    """The most memory that tensors made by the call took at once."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        way()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        way()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "trace.json")
+        profiler.export_chrome_trace(str(path))
+        events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"]
+    sizes = [e["args"]["Bytes"] for e in sorted(events, key=lambda e: e["ts"])]
+    return max(itertools.accumulate(sizes, initial=0))
+
+
+def times(seconds: dict[str, dict[str, float]], fast: str, slow: str) -> float:
+    """How many times as fast one way is as another."""
+    return seconds[slow]["median"] / seconds[fast]["median"]
+
+
+def augmentation(device: torch.device, rounds: int, dataset: str, source: int, side: int, n: int) -> Row:
+    """One view of each image of a batch, drawing included; the authors' way runs on the CPU in any case."""
+    config = recipe(dataset, "paper", image_size=side)
+    images = torch.randint(256, (n, 3, source, source), dtype=torch.uint8)  # what they show takes no time
+    theirs, resident, sizes = authors_way.Views(images, config), images.to(device), torch.full((n, 2), source)
+    generator = torch.Generator().manual_seed(0)
+
+    def ours(compiled: bool) -> Tensor:
+        drawn = augmentations.draw(generator, sizes, (source, source), config).to(device)
+        return augmentations.apply(resident, drawn, side, compiled)
+
+    ways = {"authors": lambda: [*map(theirs.transform, theirs.images)]}
+    ways |= {"ours": lambda: ours(False), "compiled": lambda: ours(True)}
+    seconds = interleaved(ways, rounds, device)
+    ratios = {f"{way}, times as fast": times(seconds, way, "authors") for way in ("ours", "compiled")}
+    what = f"augmentation, {source} to {side} px{', blur' if config.blur else ''}, {n} views"
+    return {"what": what, "seconds": seconds, "ratios": ratios}
+
+
+def losses(device: torch.device, rounds: int, kind: str, n: int, width: int) -> Row:
+    """One of the losses, forward and backward, with the peak memory of each way."""
+    x = [torch.randn(n, width, device=device).softmax(1) for _ in "ab"]
+    # The authors' way makes six tensors of all pairs, of rows or of columns by broadcasting.
+    bytes_needed = 6 * 4 * (2 * n) ** 2 if kind == "instance" else 6 * 4 * (2 * width) ** 2 * n
+
+    def backward(function: Callable[..., Tensor]) -> None:
+        a, b = ((F.normalize(v) if kind == "instance" else v.clone()).requires_grad_() for v in x)
+        function(a, b).backward()
+
+    ways = {"ours": lambda: backward(getattr(loss, f"{kind}_loss"))}
+    if bytes_needed < MEMORY_LIMIT:
+        ways["authors"] = lambda: backward(getattr(authors_way, f"{kind}_loss"))
+    seconds, peaks = interleaved(ways, rounds, device), {name: peak_bytes(way, device) for name, way in ways.items()}
+    ratios = {}
+    if "authors" in ways:
+        ratios["times as fast"] = times(seconds, "ours", "authors")
+        ratios["share of the memory"] = peaks["ours"] / peaks["authors"]
+    what = f"{kind} loss, N = {n}, {'D' if kind == 'instance' else 'K'} = {width}"
+    return {"what": what, "seconds": seconds, "ratios": ratios, "peak_bytes": peaks}
+
+
+def step(device: torch.device, rounds: int, backbone: str, stem: str, side: int, n_cpu: int, n_gpu: int) -> Row:
+    """A whole training step, views included, beside the authors' way and the network alone on views that are ready."""
+    n = n_gpu if device.type == "cuda" else n_cpu
+    network = {"backbone": backbone, "stem": stem, "image_size": side, "batch_size": n}
+    config = train.resolve(recipe("cifar10", "paper", **network, precision="auto", device=device.type))
+    ways = {"ours": our_step(config), "authors": authors_step(config), "limit": bare_step(config)}
+    seconds = interleaved(ways, rounds, device)
+    ratios = {"times as fast": times(seconds, "ours", "authors"), "efficiency": times(seconds, "ours", "limit")}
+    what = f"step, {backbone}, {stem} stem, {side} px, {n} images, {config.precision}"
+    return {"what": what, "seconds": seconds, "ratios": ratios}
+
+
+def image_set(config: Config, n_batches: int) -> ImageSet:
+    n, side = n_batches * config.batch_size, config.image_size
+    images = np.random.default_rng(0).integers(0, 256, (n, 3, side, side), np.uint8)
+    return ImageSet("noise", images, np.full((n, 2), side), None, (), "")
+
+
+def our_step(config: Config) -> Way:
+    """The next step of our loop, over and over through epochs of a few steps; of twenty on a GPU, which waits while an
+    epoch's views are drawn."""
+    data = image_set(config, 20 if config.device == "cuda" else 4)
+    state, parts = train.start(config, data), batches.passes(config, data)
+    views = (pair for epoch in itertools.count() for pair in batches.epoch_pairs(parts, config, epoch))
+    return lambda: train.step(state, *next(views))
+
+
+def bare_step(config: Config) -> Way:
+    """Forward, backward and update of the network alone, on two views that are ready."""
+    data = image_set(config, 4)
+    state = train.start(config, data)
+    view_a, view_b, _ = next(batches.epoch_pairs(batches.passes(config, data), config, 0))
+
+    def forward() -> Tensor:
+        with torch.autocast(view_a.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            return sum(x.sum() for view in (view_a, view_b) for x in state.model(view))
+
+    forward = forward if config.compile == "off" else torch.compile(forward, mode=config.compile, dynamic=False)
+
+    def step() -> None:
+        state.optimizer.zero_grad(set_to_none=True)
+        forward().backward()
+        state.optimizer.step()
+
+    state.model.train()
+    return step
+
+
+def authors_step(config: Config) -> Way:
+    """The authors' step: a loader of PIL images, which on a GPU has 8 workers; fp32; no channels-last."""
+    config = dataclasses.replace(config, precision="fp32", compile="off")
+    model, workers = build(config).to(config.device), 8 if config.device == "cuda" else 0
+    optimizer = torch.optim.Adam(model.parameters(), config.lr)
+    pairs = authors_way.Views(torch.from_numpy(image_set(config, 16 if workers else 4).images), config)
+    loader = torch.utils.data.DataLoader(pairs, config.batch_size, shuffle=True, num_workers=workers, drop_last=True)
+    views = (pair for _ in itertools.count() for pair in loader)
+    return lambda: authors_way.step(model, optimizer, *(view.to(config.device) for view in next(views)), config)
+
+
+SECTIONS = {"augmentation": (augmentation, AUGMENTATIONS), "losses": (losses, LOSSES), "step": (step, STEPS)}

@@ -1,0 +1,85 @@
+"""Bring a data set's files below the data root: download, verify, only then unpack; or take them from an ImageNet."""
+
+import os
+import shutil
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pooch
+import requests
+
+from ccrepro.data.registry import DATASETS
+from ccrepro.errors import ConfigError, DataError, unknown
+
+
+def fetch(name: str, root: Path) -> Path:
+    """Download and unpack a data set's archive into ``root``; returns the folder it holds.
+
+    Raises `DataError` where the archive cannot be had, is not the one known by its hash, or holds a member that would
+    leave the folder.
+    """
+    archive, folder = DATASETS[name].archive, DATASETS[name].folder
+    downloads, file = root / "downloads", archive.url.rsplit("/", 1)[1]
+    try:
+        downloader = pooch.HTTPDownloader(progressbar=True)
+        path = pooch.retrieve(archive.url, archive.known_hash, file, downloads, downloader=downloader)
+    except (requests.RequestException, OSError, ValueError) as error:  # ValueError: the hash differs
+        what = f"Cannot fetch {archive.url} ({archive.known_hash}): {' '.join(str(error).split())}"
+        raise DataError(f"{what}. Put it into {downloads}, or its folder {folder} into {root}.") from error
+    unpack(Path(path), root, folder)
+    return root / folder
+
+
+def unpack(path: Path, root: Path, folder: str, bare: bool = False) -> None:
+    """Unpack an archive's ``folder`` below ``root``, whole or not at all. bare: its members lie in no folder.
+
+    Raises `DataError` for an archive that is damaged or without that folder, and for a tar with a member that would
+    lie outside, a link that leads outside, or a device; a zip makes no links, and its members outside are left out.
+    """
+    scratch = root / f".unpacking-{folder}"
+    inside = scratch if bare else scratch / folder
+    shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        if zipfile.is_zipfile(path):
+            shutil.unpack_archive(path, scratch, "zip")
+        else:
+            shutil.unpack_archive(path, scratch, "tar", filter="data")
+        if not inside.is_dir():
+            raise shutil.ReadError(f"it holds no folder {folder}")
+        shutil.rmtree(root / folder, ignore_errors=True)
+        os.replace(inside, root / folder)
+    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{path} cannot be unpacked: {error}. Remove it and fetch it again.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def from_imagenet(name: str, imagenet: Path, root: Path) -> Path:
+    """Build ImageNet-10 or ImageNet-Dogs from an ILSVRC-2012 training folder: of class folders, or of a tar per class.
+
+    Folders are linked, tars unpacked. Raises `DataError` that names every missing synset.
+    """
+    subsets = [name for name, facts in DATASETS.items() if facts.synsets]
+    if name not in subsets:
+        raise unknown("subset of ImageNet", name, subsets)
+    if not imagenet.is_dir():
+        raise ConfigError(f"There is no folder {imagenet}. Give the training folder of ILSVRC-2012.")
+    folder, names = DATASETS[name].folder, DATASETS[name].synsets
+    base = imagenet / "train" if (imagenet / "train").is_dir() else imagenet
+    missing = [s for s in names if not (base / s).is_dir() and not (base / f"{s}.tar").is_file()]
+    if missing:
+        listed = ", ".join(f"{s} ({names[s]})" for s in missing)
+        raise DataError(f"{base} lacks {len(missing)} of {len(names)} synsets: {listed}. Add a folder or a tar each.")
+    for synset in names:
+        target = root / folder / synset
+        if target.is_symlink():
+            target.unlink()  # of an earlier call, perhaps to another folder
+        elif target.exists():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if (base / synset).is_dir():
+            target.symlink_to((base / synset).resolve(), target_is_directory=True)
+        else:
+            unpack(base / f"{synset}.tar", root / folder, synset, bare=True)  # holds its images without a folder
+    return root / folder

@@ -1,0 +1,126 @@
+"""Readers: what lies below the data root for a data set, as files to decode or as arrays.
+
+Letters: N images, C channels, S side of the packed square.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from ccrepro.data.images import image_files
+from ccrepro.data.synsets import CIFAR100_SUPERCLASS, CIFAR100_SUPERCLASS_NAMES
+from ccrepro.errors import DataError
+
+
+class Arrays(NamedTuple):
+    """Decoded images: uint8 (N, C, S, S), labels int64 (N,), and unlabeled images or None."""
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    class_names: Sequence[str]
+    unlabeled: np.ndarray | None = None
+
+
+class Bundle(NamedTuple):
+    """Files of a format of their own, and what reads all of them at once."""
+
+    paths: list[Path]
+    read: Callable[[], Arrays]
+
+
+class Files(NamedTuple):
+    """Image files to be decoded, their labels (or None) and the side of the square they are packed to."""
+
+    paths: list[Path]
+    labels: np.ndarray | None
+    class_names: Sequence[str]
+    side: int
+
+
+def digits() -> Arrays:
+    """scikit-learn's 1,797 handwritten digits, 8×8; their 17 grey values 0 … 16 are spread over 0 … 255."""
+    pixels, labels = load_digits(return_X_y=True)
+    images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
+    return Arrays(images, labels.astype(np.int64), [str(d) for d in range(10)])
+
+
+def cifar10(root: Path) -> Bundle:
+    """Training and test part as one, since the paper clusters both."""
+    names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
+    return Bundle([root / "cifar-10-batches-py" / name for name in names], lambda: _cifar("CIFAR10", root))
+
+
+def cifar100(root: Path) -> Bundle:
+    """As CIFAR-10, with the 20 superclasses as labels, as everyone in this field does."""
+
+    def read() -> Arrays:
+        images, fine, _, _ = _cifar("CIFAR100", root)
+        return Arrays(images, CIFAR100_SUPERCLASS[fine], CIFAR100_SUPERCLASS_NAMES)
+
+    return Bundle([root / "cifar-100-python" / name for name in ("train", "test", "meta")], read)
+
+
+def _cifar(kind: str, root: Path) -> Arrays:
+    parts = [_torchvision(kind, root, train=train) for train in (True, False)]
+    images = np.concatenate([part.data for part in parts]).transpose(0, 3, 1, 2)
+    labels = np.concatenate([part.targets for part in parts])
+    return Arrays(np.ascontiguousarray(images), labels.astype(np.int64), parts[0].classes)
+
+
+def stl10(root: Path) -> Bundle:
+    """Training and test part as one, and the 100,000 unlabeled images."""
+
+    def read() -> Arrays:
+        train, test, rest = (_torchvision("STL10", root, split=split) for split in ("train", "test", "unlabeled"))
+        images, labels = np.concatenate([train.data, test.data]), np.concatenate([train.labels, test.labels])
+        return Arrays(images, labels.astype(np.int64), train.classes, rest.data)
+
+    names = ("train_X.bin", "train_y.bin", "test_X.bin", "test_y.bin", "unlabeled_X.bin", "class_names.txt")
+    return Bundle([root / "stl10_binary" / name for name in names], read)
+
+
+def _torchvision(kind: str, root: Path, **split: object) -> Any:
+    """torchvision's reader, which verifies each file by its MD5 first."""
+    from torchvision import datasets  # late: a packed data set needs no torch to be read
+
+    made = getattr(datasets, kind)
+    try:
+        return made(root, download=False, **split)
+    except RuntimeError as error:
+        place, official = root / made.base_folder, [*made.train_list, *made.test_list]
+        bad = [name for name, md5 in official if not datasets.utils.check_integrity(place / name, md5)]
+        what = f"{place} is incomplete or damaged: {', '.join(bad) or made.meta['filename']}"
+        raise DataError(f"{what}. Remove the folder, and it is fetched again.") from error
+
+
+def synsets(folder: str, names: dict[str, str], side: int, per_class: int = 0) -> Callable[[Path], Files]:
+    """Class folders named by synset, below ``folder``, or below its ``train``."""
+
+    def found(root: Path) -> Files:
+        base = root / folder / "train" if (root / folder / "train").is_dir() else root / folder
+        paths = {synset: image_files(base / synset) for synset in names}
+        wrong = {s: len(p) for s, p in paths.items() if not p or (per_class and len(p) != per_class)}
+        if wrong:
+            counts = ", ".join(f"{s} ({names[s]}): {n or 'missing'}" for s, n in wrong.items())
+            each = f"{per_class:,} images" if per_class else "images"
+            raise DataError(f"Wrong class folders in {base}: {counts}. Put {len(names)} there, with {each} in each.")
+        return _listed(paths, list(names.values()), side)
+
+    return found
+
+
+def tiny_imagenet(root: Path) -> Files:
+    """The training part: 200 class folders of 500 images, ``train/<wnid>/images``."""
+    base = root / "tiny-imagenet-200" / "train"
+    paths = {p.name: image_files(p / "images") for p in sorted(base.glob("n*"))}
+    if not paths:
+        raise DataError(f"{base} does not hold the class folders of Tiny-ImageNet. Unpack tiny-imagenet-200.zip there.")
+    return _listed(paths, list(paths), 64)
+
+
+def _listed(paths: dict[str, list[Path]], class_names: list[str], side: int) -> Files:
+    labels = np.repeat(np.arange(len(paths)), [len(p) for p in paths.values()])
+    return Files([path for some in paths.values() for path in some], labels.astype(np.int64), class_names, side)

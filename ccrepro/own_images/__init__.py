@@ -1,0 +1,1 @@
+"""Cluster your own images: the scikit-learn estimator, and a folder from the command line."""

@@ -1,0 +1,216 @@
+"""A folder of your own images → clusters to look through: a CSV, a gallery, and the model.
+
+Letters: N images, S side of the square they are kept at, K clusters.
+"""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.metrics import adjusted_mutual_info_score
+
+from ccrepro.baselines import kmeans
+from ccrepro.config import Config
+from ccrepro.data import ImageSet, cache
+from ccrepro.data.readers import Files
+from ccrepro.errors import CheckpointError, ConfigError
+from ccrepro.metrics import scores
+from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.own_images import gallery, inputs
+from ccrepro.own_images.estimator import view_agreement
+from ccrepro.own_images.pretrained import start
+from ccrepro.recipes import own_recipe
+from ccrepro.runs import resume, streaming
+from ccrepro.runs.checkpoints import Checkpoints
+from ccrepro.runs.record import EpochLog
+from ccrepro.runs.weights import load_model, save_model
+from ccrepro.runtime import storage
+from ccrepro.runtime.device import choose_device
+from ccrepro.train import Epoch
+
+FEW = 1_000  # images, below which training from scratch is likely to lose against a pretrained start
+FOLDERS = ("training", "packed", "packed.partial", "thumbs")  # which `run` replaces, as it does these files:
+FILES = ("index.html", "clusters.csv", "log.jsonl", "model.safetensors")
+OF_EARLIER = ("training/lock", "packed.partial/images.npy", "packed/index.json", "summary.json")  # one is always left
+
+
+@dataclass(frozen=True)
+class Collection:
+    """The images of a folder: their paths, relative to it and in order; the pixels, and the side S they are kept at.
+
+    Labels of ``data`` are the sub-folders, where every image lies in one and there are two or more; they are used for
+    scores alone.
+    """
+
+    folder: Path
+    paths: tuple[str, ...]
+    data: ImageSet
+    side: int
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """What training made of a collection. cluster, confidence: (N,). kmeans: (N,), of k-means on the features that
+    training started from where these were ``pretrained``, otherwise on those it ended with."""
+
+    config: Config
+    pretrained: str  # where the backbone's first weights are from, as `pretrained.start` takes it, or nothing
+    model: ContrastiveClusteringModel
+    cluster: np.ndarray
+    confidence: np.ndarray
+    kmeans: np.ndarray
+    agreement: float  # of the clusters of two augmented views, as `ContrastiveClustering.score`
+
+
+def read(folder: str | Path, packed: Path, skip_bad: bool = False) -> Collection:
+    """All images of a folder and its sub-folders, decoded once into the folder ``packed``.
+
+    Raises `ImageError` where there is none, and `DataError` that lists the bad ones, unless they are to be skipped.
+    """
+    folder = Path(folder)
+    base = folder.parent if folder.is_file() else folder
+    paths = inputs.look_through(folder)
+    source, kept = Files(paths, *_classes(paths, base), inputs.usual_side(paths)), packed / "rows.npy"
+    known = cache.read(packed, cache.fingerprint(source)) if skip_bad or not kept.exists() else None
+    data = ImageSet(str(folder), *(known or cache.write(packed, source, skip_bad)))
+    if kept.exists():
+        paths = [paths[row] for row in np.load(kept)]
+    return Collection(base, tuple(str(path.relative_to(base)) for path in paths), data, source.side)
+
+
+def _classes(paths: Sequence[Path], base: Path) -> tuple[np.ndarray | None, list[str]]:
+    """The first sub-folder of each image, as labels; None where some image lies in none, or all in one."""
+    tops = [path.relative_to(base).parts[0] if path.parent != base else None for path in paths]
+    names = sorted({top for top in tops if top})
+    if None in tops or len(names) < 2:
+        return None, []
+    return np.array([names.index(top) for top in tops], dtype=np.int64), names
+
+
+def cluster(collection: Collection, n_clusters: int, out: Path, pretrained: str = "", **settings: Any) -> Clusters:
+    """Train on a collection and cluster it. ``pretrained``: as `pretrained.start` takes it. ``settings``: of `Config`.
+
+    A training that was stopped in the folder ``out`` goes on; one that was finished and saved there is not repeated.
+    """
+    images, model, before = collection.data.images, None, None
+    config = own_recipe(n_clusters, len(images), images.shape[1:], bool(pretrained), **settings)
+    if pretrained:
+        model = start(config, images.shape[1], pretrained).to(choose_device(config.device))
+        before = streaming.outputs(model, images, config.image_size).h
+    model = _saved(collection, config, pretrained, out) or _trained(collection, config, model, out)
+    found = streaming.outputs(model, images, config.image_size)
+    again = kmeans(found.z if before is None else before, config.n_clusters, config.seed)
+    agreement = view_agreement(model, config, images)
+    return Clusters(config, pretrained, model, found.p.argmax(1), found.p.max(1), again, agreement)
+
+
+def _saved(collection: Collection, config: Config, pretrained: str, out: Path) -> ContrastiveClusteringModel | None:
+    """What `save` wrote of the same images, start and settings, or None."""
+    try:
+        model, known, facts = load_model(out / "model.safetensors")
+    except CheckpointError:  # none there, or damaged: trained anew
+        return None
+    same = (facts.get("images"), facts.get("pretrained")) == (collection.data.sha256, pretrained)
+    if not same or known.differences(config):
+        return None
+    print(f"trained before; remove {out / 'model.safetensors'} to train anew", flush=True)
+    return model.to(choose_device(config.device))
+
+
+def _trained(
+    collection: Collection, config: Config, model: ContrastiveClusteringModel | None, out: Path
+) -> ContrastiveClusteringModel:
+    what = f"network {config.backbone}{' from ImageNet' if model else ''}, batches of {config.batch_size} views"
+    what += f" of {config.image_size}×{config.image_size} pixels"
+    print(f"{what}, {config.epochs} epochs on {choose_device(config.device).type}", flush=True)
+    log = EpochLog(out / "log.jsonl", f"K={config.n_clusters}", config.epochs)
+
+    def report(epoch: Epoch, model: ContrastiveClusteringModel) -> None:
+        if epoch["epoch"]:  # 0 is before the first step, and has no numbers
+            log.write(epoch)
+
+    return resume.fit(config, collection.data, report, Checkpoints(out / "training"), model=model)[0]
+
+
+def table(collection: Collection, found: Clusters) -> pd.DataFrame:
+    """path, cluster, confidence: one row per image, in the order of the paths."""
+    paths = [storage.readable(path) for path in collection.paths]
+    return pd.DataFrame({"path": paths, "cluster": found.cluster, "confidence": found.confidence.round(4)})
+
+
+def save(collection: Collection, found: Clusters, out: Path) -> str:
+    """Write clusters.csv, summary.json, the gallery and model.safetensors into a folder, and drop its checkpoints;
+    returns the summary in words."""
+    facts, each = summary(collection, found), table(collection, found)
+    storage.atomic_write(out / "clusters.csv", each.to_csv(index=False))
+    storage.atomic_write(out / "summary.json", json.dumps(facts, indent=1) + "\n")
+    named = each.assign(path=pd.Series(collection.paths, dtype=object))  # as they are: not all need be UTF-8
+    gallery.write(out, collection.folder, collection.data, named, found.agreement)
+    about = {"side": collection.side, "images": collection.data.sha256, "pretrained": found.pretrained}
+    save_model(found.model, found.config, out / "model.safetensors", **about)
+    shutil.rmtree(out / "training", ignore_errors=True)
+    return _described(facts)
+
+
+def summary(collection: Collection, found: Clusters) -> dict[str, Any]:
+    """What can be said of the clusters, as JSON values; with scores where sub-folders are classes."""
+    labels = collection.data.labels
+    result = {
+        "images": len(found.cluster),
+        "sizes": np.bincount(found.cluster, minlength=found.config.n_clusters).tolist(),
+        "agreement_of_views": round(found.agreement, 4),
+        "kmeans_on": "pretrained features" if found.pretrained else "features learned here",
+        "agreement_with_kmeans": round(float(adjusted_mutual_info_score(found.cluster, found.kmeans)), 4),
+    }
+    if labels is not None:
+        result |= {"scores": scores(labels, found.cluster), "scores_kmeans": scores(labels, found.kmeans)}
+    return result
+
+
+def _described(facts: dict[str, Any]) -> str:
+    sizes, kmeans_on = [n for n in facts["sizes"] if n], f"k-means on the {facts['kmeans_on']}"
+    lines = [
+        f"{facts['images']:,} images in {len(sizes)} clusters of {min(sizes):,} to {max(sizes):,}",
+        f"clusters of two augmented views agree: {facts['agreement_of_views']:.2f} (1 always, 0 by chance)",
+        f"agreement with {kmeans_on}: {facts['agreement_with_kmeans']:.2f}",
+    ]
+    for name, key in (("CC", "scores"), (kmeans_on, "scores_kmeans")):
+        values = "  ".join(f"{metric.upper()} {value:.3f}" for metric, value in facts.get(key, {}).items())
+        lines += [f"against the sub-folders' names, {name}: {values}"] if values else []
+    if facts["images"] < FEW and facts["kmeans_on"] != "pretrained features":
+        lines.append(f"note: fewer than {FEW:,} images are few to learn from; --pretrained starts from ImageNet")
+    return "\n".join(lines)
+
+
+def run(
+    folder: str, n_clusters: int, out: str | Path, skip_bad: bool, pretrained: str, settings: dict[str, Any]
+) -> None:
+    """Cluster a folder into ``out``: clusters.csv, summary.json, model.safetensors, index.html, thumbs/.
+
+    Raises `LockedError` where another process writes to ``out``.
+    """
+    out = Path(out)
+    check_out(folder, out)
+    with storage.lock(out / "training"):
+        collection = read(folder, out / "packed", skip_bad)
+        print(f"{len(collection.paths):,} images, kept at {collection.side}×{collection.side} pixels", flush=True)
+        found = cluster(collection, n_clusters, out, pretrained, **settings)
+        said = save(collection, found, out)
+    print(f"{said}\n-> {out / 'clusters.csv'}, {out / 'index.html'}")
+
+
+def check_out(folder: str | Path, out: Path) -> None:
+    """Raise `ConfigError` where what is written would be taken for images, or take the place of what others wrote."""
+    images = Path(folder).resolve()
+    if out.resolve().is_relative_to(images):
+        raise ConfigError(f"{out} lies in {folder}: its thumbnails would be taken for images. Choose a folder outside.")
+    earlier = any((out / name).exists() for name in OF_EARLIER)
+    for place in (out / name for name in FOLDERS + FILES):
+        if images.is_relative_to(place.resolve()) or (place.exists() and not earlier):
+            what = f"{place} was not written by an earlier cluster command, and would be replaced"
+            raise ConfigError(f"{what}. Choose an empty folder, or a new one.")

@@ -1,0 +1,235 @@
+"""Contrastive Clustering as a scikit-learn estimator: for your own images, in your own code.
+
+Letters: N images, C channels, H, W sides, F values of a flat row, D instance dimension, K clusters.
+"""
+
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
+from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ccrepro import augmentations, train
+from ccrepro.batches import epoch_generator
+from ccrepro.config import Config
+from ccrepro.data import ImageSet, as_tensor
+from ccrepro.errors import ConfigError, ImageError
+from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.own_images import inputs, pretrained
+from ccrepro.recipes import OWN, overrides, own_recipe
+from ccrepro.runs import resume, streaming
+from ccrepro.runs.weights import load_model, save_model
+from ccrepro.runtime.device import choose_device
+
+VIEWS_SEED = 1  # of the two views that `score` compares: the same for every model
+ELSEWHERE = ("dataset", "preset", "n_clusters", "seed")  # settings that `settings` may not hold
+NAMED = ("epochs", "batch_size", "image_size", "backbone", "flip")  # settings that are parameters of their own
+
+
+class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
+    """Cluster images without labels (Li et al., AAAI 2021).
+
+    X, wherever it is taken, is one of: uint8 pixels, or numbers from 0 to 1, as (N, H, W), (N, H, W, 3) or
+    (N, 3, H, W); a list of paths of image files, or of Pillow's images; flat rows (N, F), where ``image_shape`` says
+    how to fold them. Images that come after those fitted may be of another size: they are resized; and grey or in
+    colour: they are made what those were.
+
+    Parameters
+    ----------
+    n_clusters : K, 2 or more.
+    epochs, batch_size, image_size, backbone, flip : settings of `ccrepro.config.Config`; None chooses by the number
+        of images and their size (`ccrepro.recipes.own_recipe`). ``flip=0`` where a mirrored image means another thing,
+        as with digits.
+    pretrained : "imagenet", or the path of a file with torchvision's weights: the backbone's start.
+    settings : a dict of any other settings of `Config`.
+    image_shape : of flat rows: (H, W) or (C, H, W).
+    value_range : the numbers that are black and white; None is (0, 1).
+    random_state : seed of weights, order and augmentations: an int, a `numpy.random.RandomState` or None.
+    verbose : print a line per epoch while training.
+
+    Attributes
+    ----------
+    labels_ : int64 (N,), the cluster of each image fitted, 0 … K - 1.
+    model_ : the trained `ContrastiveClusteringModel`. config_ : its settings.
+    history_ : one dict per epoch: losses, entropy, cosines of pairs and more, all without labels.
+    n_iter_ : epochs done. n_features_in_ : F, where flat rows were fitted.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 10,
+        *,
+        epochs: int | None = None,
+        batch_size: int | None = None,
+        image_size: int | None = None,
+        backbone: str | None = None,
+        flip: float | None = None,
+        pretrained: str | None = None,
+        settings: dict[str, Any] | None = None,
+        image_shape: tuple[int, ...] | None = None,
+        value_range: tuple[float, float] | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ):
+        self.n_clusters = n_clusters
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.backbone = backbone
+        self.flip = flip
+        self.pretrained = pretrained
+        self.settings = settings
+        self.image_shape = image_shape
+        self.value_range = value_range
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: ArrayLike, y: None = None) -> Self:
+        """Train on X from the start. Raises `ConfigError` and `ImageError`, both a `ValueError`, for what cannot be,
+        and `NumericalError` where training diverges."""
+        data = self._as_set(X, reset=True)
+        model = self._start(data)
+        model, self.history_ = resume.fit(self.config_, data, self._printed, model=model)
+        return self._finish(model, data)
+
+    def partial_fit(self, X: ArrayLike, y: None = None) -> Self:
+        """One more epoch, over X. The first call sets model and optimizer up; X may be other images each time, and
+        must fill a batch. The learning rate stays at that of the first epoch, since nobody knows the last."""
+        fresh = not hasattr(self, "model_")
+        data = self._as_set(X, reset=fresh)
+        model = self._start(data) if fresh else self.model_
+        if len(data.images) < self.config_.batch_size:
+            what = f"{len(data.images)} images do not fill a batch of {self.config_.batch_size}"
+            raise ImageError(f"{what}. Give more, or set batch_size.")
+        if not hasattr(self, "state_"):  # where training begins, or goes on after `fit` or `load` with a new optimizer
+            self.state_ = train.start(self.config_, data, model)
+            self.state_.history = list(getattr(self, "history_", []))
+            self.state_.epoch = len(self.state_.history)
+        streaming.learn(self.state_, data.images, data.sizes)
+        self.history_ = self.state_.history
+        return self._finish(self.state_.model, data)
+
+    def predict(self, X: ArrayLike) -> np.ndarray:
+        """The cluster of each image, image by image: int64 (N,)."""
+        return self._outputs(X).p.argmax(1)
+
+    def predict_proba(self, X: ArrayLike) -> np.ndarray:
+        """Soft assignments, rows that sum to 1: float32 (N, K)."""
+        return self._outputs(X).p
+
+    def transform(self, X: ArrayLike) -> np.ndarray:
+        """The instance head's output, unit rows: float32 (N, D)."""
+        return self._outputs(X).z
+
+    def score(self, X: ArrayLike, y: None = None) -> float:
+        """How well the clusters hold under augmentation, without labels: the adjusted mutual information between the
+        clusters of two augmented views of X. 1 where every pair agrees, 0 by chance and where all is one cluster.
+
+        It can compare settings, on images that were not fitted; it cannot tell which clusters you have in mind.
+        """
+        images = self._images(X)  # first, since it raises where nothing is fitted
+        return view_agreement(self.model_, self.config_, images)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the fitted model to one safetensors file, which `load` and ``ccrepro predict`` take."""
+        check_is_fitted(self, "model_")
+        parameters = {name: getattr(self, name) for name in ("image_shape", "value_range", "verbose")}
+        facts = {"side": self.side_, "pretrained": self.pretrained or ""}
+        return save_model(self.model_, self.config_, path, **facts, parameters=parameters)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """What `save` wrote, ``ccrepro cluster`` too, ready to predict. Raises `CheckpointError` for anything else."""
+        model, config, facts = load_model(path)
+        parameters = {name: getattr(config, name) for name in ("n_clusters", *NAMED)}
+        for name, value in facts.get("parameters", {}).items():
+            parameters[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        own = overrides(config) if config.dataset == OWN else {}
+        parameters["settings"] = {name: value for name, value in own.items() if name not in parameters}
+        self = cls(**parameters, pretrained=facts.get("pretrained") or None, random_state=config.seed)
+        self.model_, self.config_, self.side_ = model.to(choose_device(config.device)), config, facts.get("side")
+        return self
+
+    @property
+    def _n_features_out(self) -> int:
+        """D: the columns of `transform` are named contrastiveclustering0 … D - 1."""
+        return self.config_.instance_dim
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.three_d_array = True
+        tags.input_tags.two_d_array = self.image_shape is not None
+        tags.transformer_tags.preserves_dtype = ["float32"]
+        return tags
+
+    def _start(self, data: ImageSet) -> ContrastiveClusteringModel | None:
+        """Choose the settings, from the images and from what the caller chose; returns the pretrained model, if any."""
+        settings = self.settings or {}
+        if not isinstance(settings, dict) or settings.keys() & ELSEWHERE:
+            raise ConfigError(f"settings is {settings!r}. Give a dict without {', '.join(ELSEWHERE)}.")
+        chosen = {name: getattr(self, name) for name in NAMED if getattr(self, name) is not None} | settings
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = int(check_random_state(seed).randint(2**31 - 1))
+        shape = data.images.shape[1:]
+        self.config_ = own_recipe(self.n_clusters, len(data.images), shape, bool(self.pretrained), **chosen, seed=seed)
+        for name in ("model_", "state_", "history_", "labels_"):
+            self.__dict__.pop(name, None)
+        return pretrained.start(self.config_, shape[0], self.pretrained) if self.pretrained else None
+
+    def _finish(self, model: ContrastiveClusteringModel, data: ImageSet) -> Self:
+        self.model_, self.n_iter_ = model.eval(), len(self.history_)
+        self.labels_ = streaming.outputs(model, data.images, self.config_.image_size).p.argmax(1)
+        return self
+
+    def _printed(self, epoch: train.Epoch, model: ContrastiveClusteringModel) -> None:
+        if self.verbose and "loss" in epoch:
+            print(f"epoch {epoch['epoch']}/{self.config_.epochs}  loss {epoch['loss']:.3f}", flush=True)
+
+    def _outputs(self, X: ArrayLike) -> streaming.Outputs:
+        images = self._images(X)
+        return streaming.outputs(self.model_, images, self.config_.image_size)
+
+    def _as_set(self, X: ArrayLike, reset: bool) -> ImageSet:
+        images = self._images(X, reset)
+        return ImageSet("X", images, np.full((len(images), 2), images.shape[2:]), None, (), "")
+
+    def _images(self, X: ArrayLike, reset: bool = False) -> np.ndarray:
+        """X as uint8 (N, C, H, W), with the channels of the model. ``reset``: X is fitted, and later X must be like it;
+        it is made colour where the backbone's start wants that."""
+        if not reset:
+            check_is_fitted(self, "model_")
+        x = inputs.unwrapped(X)
+        if reset:
+            self.side_ = inputs.usual_side(x) if inputs.is_paths(x) else None
+        if inputs.is_paths(x):
+            images = inputs.from_paths(x, self.side_ or self.config_.image_size)
+        else:
+            if x.ndim <= 2 and self.image_shape is not None:
+                x = validate_data(self, x, reset=reset, dtype="numeric", ensure_all_finite=False)
+                x = inputs.fold(x, self.image_shape)
+            images = inputs.from_array(np.asarray(x), self.value_range)
+        channels = images.shape[1] if reset else self.model_.backbone.conv1.in_channels
+        return streaming.in_channels(images, 3 if reset and self.pretrained else channels)
+
+
+@torch.inference_mode()
+def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np.ndarray) -> float:
+    """The adjusted mutual information between the clusters of two augmented views of uint8 (N, C, H, W) images; 0
+    where all is one cluster. The views are the same for every model of the same settings."""
+    generator, shape, device = epoch_generator(VIEWS_SEED, 0), images.shape[2:], next(model.parameters()).device
+    sizes, clusters = torch.tensor([shape] * len(images)), []
+    for _ in range(2):
+        drawn, parts = augmentations.draw(generator, sizes, shape, config), []
+        for i in range(0, len(images), 256):
+            views = augmentations.apply(as_tensor(images[i : i + 256]), drawn[i : i + 256], config.image_size)
+            parts.append(model(views.to(device))[1].argmax(1))
+        clusters.append(torch.cat(parts).cpu())
+    if len(torch.cat(clusters).unique()) == 1:
+        return 0.0
+    return float(adjusted_mutual_info_score(*clusters))

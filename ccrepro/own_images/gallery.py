@@ -1,0 +1,49 @@
+"""Clusters to look through: one HTML page with all images."""
+
+import os
+import shutil
+import urllib.parse
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from ccrepro.data import ImageSet
+from ccrepro.runtime import storage
+
+THUMB = 160  # side of the small images, in pixels
+
+
+def write(out: Path, folder: Path, data: ImageSet, table: pd.DataFrame, agreement: float) -> Path:
+    """Write ``index.html`` and its ``thumbs/`` into ``out``; returns the page. table: path (below ``folder``), cluster
+    and confidence of each image."""
+    shutil.rmtree(out / "thumbs", ignore_errors=True)  # of earlier clusters
+    (out / "thumbs").mkdir()
+    for row, (image, size) in enumerate(zip(data.images, data.sizes, strict=True)):
+        middle_square(image, size, THUMB).save(out / "thumbs" / f"{row:06d}.jpg", quality=85)
+    base = os.path.relpath(folder.resolve(), out.resolve())
+    images = [
+        {
+            "row": f"{each.Index:06d}",
+            "path": storage.readable(each.path),
+            "url": urllib.parse.quote(os.fsencode(os.path.join(base, each.path))),
+            "cluster": each.cluster,
+            "confidence": each.confidence,
+        }
+        for each in table.sort_values("confidence", ascending=False, kind="stable").itertuples()
+    ]
+    loader = jinja2.PackageLoader("ccrepro.own_images", ".")
+    template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("gallery.html.j2")
+    page = template.render(name=storage.readable(folder.resolve().name), images=images, agreement=agreement)
+    return storage.atomic_write(out / "index.html", page)
+
+
+def middle_square(image: np.ndarray, size: np.ndarray, side: int) -> Image.Image:
+    """The middle square of an image of own height and width, out of the square (3, S, S) that it was squeezed to."""
+    kind = Image.Resampling.NEAREST if image.shape[2] <= 32 else Image.Resampling.LANCZOS
+    height, width = np.minimum(size.min() / size, 1) * image.shape[2]  # of the middle square, in squeezed pixels
+    left, top = (image.shape[2] - width) / 2, (image.shape[2] - height) / 2
+    box = (left, top, left + width, top + height)
+    return Image.fromarray(image.transpose(1, 2, 0)).resize((side, side), kind, box=box)

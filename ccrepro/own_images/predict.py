@@ -1,0 +1,114 @@
+"""A trained model put to use: predictions of a stream, features to a file, scores on a data set."""
+
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from tqdm.std import tqdm
+
+from ccrepro import data
+from ccrepro.config import Config
+from ccrepro.errors import ConfigError, ImageError
+from ccrepro.evaluate import evaluate as clustered
+from ccrepro.evaluate import score
+from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.own_images import inputs
+from ccrepro.recipes import OWN
+from ccrepro.runs import streaming
+from ccrepro.runs.authors_checkpoint import load_authors
+from ccrepro.runs.weights import load_model
+from ccrepro.runtime import storage
+from ccrepro.runtime.device import choose_device
+
+
+def predict(model_path: str, source: str) -> None:
+    """Print a JSON line for each image as soon as it is known.
+
+    Raises `ImageError` at the end where some images were bad; their lines have ``error``.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8; other bytes of names are escaped
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    kinds = Counter()
+    for found in _predictions(model_path, source, bar=not sys.stdout.isatty()):
+        line = {"error": found.error}
+        if not found.error:
+            line = {"cluster": found.cluster, "confidence": round(found.confidence, 6)}
+        print(json.dumps({"path": found.path, **line}, ensure_ascii=False), flush=True)
+        kinds["bad" if found.error else "good"] += 1
+    _check_none_bad(kinds["bad"], kinds.total())
+
+
+def embed(model_path: str, source: str, out: str) -> None:
+    """Write path, cluster, confidence, z (N, D) and h (N, F) of all images to an .npz file.
+
+    Raises `ImageError` at the end where some images were bad; they are left out.
+    """
+    if Path(out).suffix != ".npz":
+        raise ConfigError(f"Cannot write {out}. Give a file that ends in .npz.")
+    found = list(_predictions(model_path, source))
+    good, bad = [f for f in found if not f.error], [f for f in found if f.error]
+    for f in bad:
+        print(f"left out: {f.path}: {f.error}", file=sys.stderr)
+    if good:
+        arrays = {name: np.array([getattr(f, name) for f in good]) for name in ("path", "cluster", "confidence")}
+        arrays |= {name: np.stack([getattr(f.outputs, name) for f in good]) for name in ("z", "h")}
+        np.savez_compressed(buffer := io.BytesIO(), **arrays)
+        storage.atomic_write(out, buffer.getvalue())
+        print(f"{len(good):,} images: z {arrays['z'].shape}, h {arrays['h'].shape} -> {out}")
+    _check_none_bad(len(bad), len(found))
+
+
+def _predictions(path: str, source: str, bar: bool = True) -> Iterable[streaming.Prediction]:
+    """Those of a folder, of an image, or, for "-", of paths on standard input, as they come; with ``bar`` a terminal
+    shows how far they are, and the rate."""
+    model, config, facts = load_model(path)
+    if config.heads == "instance":
+        raise ConfigError("This model has no trained cluster head, since heads is instance. Use evaluate.")
+    if source == "-":
+        if isinstance(sys.stdin, io.TextIOWrapper):  # names are bytes, in whatever encoding
+            sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
+        paths = (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip())
+    else:
+        paths = [*map(str, inputs.look_through(source))]
+    model, side = model.to(choose_device(config.device)), facts.get("side") or config.image_size
+    found = streaming.predict(model, config.image_size, side, paths)
+    total = None if source == "-" else len(paths)
+    return tqdm(found, total=total, unit=" images", disable=None if bar else True)
+
+
+def _check_none_bad(bad: int, images: int) -> None:
+    if bad:
+        raise ImageError(f"{bad} of {images} images are bad, as named above. Leave them out.")
+
+
+def evaluate(model_path: str, dataset: str | None, data_dir: str) -> None:
+    """Print the scores of a saved model on a data set, by default the one that it was trained on."""
+    model, config, _ = load_model(model_path)
+    if dataset is None and config.dataset == OWN:
+        raise ConfigError("This model was trained on images without labels. Name a data set with --dataset.")
+    _score(model, config, dataset or config.dataset, data_dir)
+
+
+def evaluate_authors(path: str, config: Config, data_dir: str) -> None:
+    """Print the scores of a checkpoint of the authors' code on the data set of the settings."""
+    model, epoch = load_authors(path, config)
+    print(f"{Path(path).name}: {config.backbone}, K={config.n_clusters}, epoch {epoch} as stored", flush=True)
+    _score(model, config, config.dataset, data_dir)
+
+
+def _score(model: ContrastiveClusteringModel, config: Config, dataset: str, data_dir: str) -> None:
+    known, channels = data.load(dataset, data_dir), model.backbone.conv1.in_channels
+    if known.labels is None:
+        raise ImageError(f"{dataset} has no labels to score with. Use predict.")
+    if known.images.shape[1] != channels:
+        what = f"{dataset} has images of {known.images.shape[1]} channels, but the model takes {channels}"
+        raise ImageError(f"{what}. Choose another data set.")
+    found = clustered(config, known, model.to(choose_device(config.device)))
+    names = ("k-means on features",) if config.heads == "instance" else ("cluster head", "k-means on features")
+    for name, values in zip(names, score(config, known, found).values(), strict=False):
+        print(f"{dataset}, {name}: {'  '.join(f'{metric.upper()} {value:.4f}' for metric, value in values.items())}")
+    print(f"clusters used: {len(np.unique(found.labels_pred))} of {config.n_clusters}")

@@ -1,0 +1,182 @@
+"""The recipes: presets × data sets, the one list of variants, and what a run is called.
+
+``recipe("cifar10", preset="paper")`` is the published setting to the letter.
+"""
+
+import dataclasses
+import re
+from typing import Any, NamedTuple
+
+from ccrepro.config import Config
+from ccrepro.data.registry import DATASETS
+from ccrepro.errors import ConfigError, unknown
+
+OWN = "own"  # stands in `Config.dataset` and `Config.preset` for anybody's images, of which nothing is known beforehand
+
+# For what is slow on all images of a large data set: at most so many, drawn at random with the run's seed.
+SAMPLE = 10_000
+
+
+class Variant(NamedTuple):
+    """What differs from the full method, in words and in settings, and the table of the paper that asks for it."""
+
+    about: str
+    table: str
+    settings: dict[str, Any]
+
+
+VARIANTS = {
+    "cc": Variant("the full method", "2", {}),
+    "views-one": Variant("T(x) and x in place of two augmented views", "3", {"views": "one"}),
+    "views-none": Variant("x and x: no augmentation", "3", {"views": "none"}),
+    "instance-only": Variant("no cluster head; k-means on the instance head's output", "4", {"heads": "instance"}),
+    "cluster-only": Variant("no instance head", "4", {"heads": "cluster"}),
+    "resnet18": Variant("another backbone", "5", {"backbone": "resnet18"}),
+    "resnet50": Variant("another backbone", "5", {"backbone": "resnet50"}),
+    "shared-head": Variant("both losses on one matrix, the assignments", "", {"heads": "shared"}),
+    "no-entropy": Variant("no entropy term in the cluster loss", "", {"entropy_weight": 0.0}),
+    "untrained": Variant("no training at all; at most 10,000 images", "", {"epochs": 0, "sample": SAMPLE}),
+    "kmeans-pixels": Variant("k-means on raw pixels, ten starts", "2", {"baseline": "kmeans"}),
+    "nmf-pixels": Variant("k-means on a non-negative factorisation of rank K", "2", {"baseline": "nmf"}),
+    "spectral-pixels": Variant("spectral clustering", "2", {"baseline": "spectral", "sample": SAMPLE}),
+    "agglomerative-pixels": Variant("Ward's linkage", "2", {"baseline": "agglomerative", "sample": SAMPLE}),
+}
+
+STRONG = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}  # jitter with s = 1 [code]
+
+# What the fast preset changes everywhere: SCAN's optimiser and crops around the paper's two heads and two losses.
+FAST = {
+    "backbone": "resnet18", "crop_scale": (0.2, 1.0), "normalize": True, "precision": "auto",
+    "optimizer": "sgd", "lr": 0.4, "weight_decay": 1e-4, "schedule": "cosine", "warmup": 0.025, "batch_size": 512,
+}  # fmt: skip
+# Images of 224 pixels and more: fewer of them, so smaller batches give more steps.
+FAST_LARGE = {**FAST, **STRONG, "blur": 0.5, "batch_size": 256, "lr": 0.2}
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "demo": {
+        # Ours, for 8×8 grey images of digits: no flip (a mirrored 2 is no digit), no colour, gentler crops, and a
+        # small affine map. Chosen with the labels of this data set in view; docs/settings.md lists what was tried.
+        "digits": {
+            "image_size": 8, "crop_scale": (0.5, 1.0), "flip": 0.0, "rotation": 15.0, "translation": 0.12,
+            "shear": 11.0, "jitter": 1.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0,
+            "backbone": "small", "stem": "cifar", "instance_dim": 64,
+            "lr": 3e-3, "schedule": "cosine", "batch_size": 128, "epochs": 50,
+        },
+    },
+    "fast": {
+        "cifar10": {**FAST, "image_size": 32, "stem": "cifar", "epochs": 400},
+        "cifar100": {**FAST, "image_size": 32, "stem": "cifar", "epochs": 400, "n_clusters": 20},
+        "stl10": {**FAST, **STRONG, "image_size": 96, "epochs": 200, "unlabeled": True},
+        "imagenet10": {**FAST_LARGE, "epochs": 600},
+        "imagenet-dogs": {**FAST_LARGE, "epochs": 400, "n_clusters": 15},
+        "tiny-imagenet": {**FAST, "image_size": 64, "stem": "cifar", "epochs": 100, "n_clusters": 200},
+        "imagenette": {**FAST_LARGE, "epochs": 600},
+        "imagewoof": {**FAST_LARGE, "epochs": 600},
+    },
+    "paper": {
+        "cifar10": {},
+        "cifar100": {"n_clusters": 20},
+        "stl10": {**STRONG, "unlabeled": True},
+        "imagenet10": {**STRONG, "blur": 0.5},
+        "imagenet-dogs": {**STRONG, "blur": 0.5, "n_clusters": 15},
+        "tiny-imagenet": {"n_clusters": 200},
+    },
+    # Ours, for anybody's images: the fast preset's. `own_recipe` adds what depends on how many and how large.
+    "own": {OWN: {**FAST, "image_size": 32, "stem": "cifar", "batch_size": 32, "epochs": 100}},
+}  # fmt: skip
+PRESETS = tuple(name for name in RECIPES if name != OWN)  # that a reproduction may name
+
+
+def recipe(dataset: str, preset: str = "demo", variant: str = "cc", seed: int = 0, **overrides: Any) -> Config:
+    """The settings of one run: data set, preset, variant, seed, and what the caller changes.
+
+    Raises `ConfigError` for an unknown name, a data set that the preset has no recipe for, a bad value, and for more
+    clusters, or a larger batch, than there are images.
+    """
+    if preset not in RECIPES:
+        raise unknown("preset", preset, PRESETS)
+    if dataset not in RECIPES[preset]:
+        raise _no_recipe(dataset, preset)
+    if variant not in VARIANTS:
+        raise unknown("variant", variant, VARIANTS)
+    for name in overrides:
+        check_name(name)
+    settings = {**RECIPES[preset][dataset], **VARIANTS[variant].settings, **overrides}
+    config = Config(dataset=dataset, preset=preset, variant=variant, seed=seed, **settings)
+    if dataset in DATASETS:
+        _check_data_set(config)
+    return config
+
+
+def _check_data_set(config: Config) -> None:
+    facts = DATASETS[config.dataset]
+    check_fits(config, facts.images, facts.title)
+    if config.unlabeled and not facts.unlabeled:
+        raise ConfigError(f"{facts.title} has no unlabeled images. Leave the setting unlabeled out.")
+
+
+def _no_recipe(dataset: str, preset: str) -> ConfigError:
+    others = [p for p in PRESETS if dataset in RECIPES[p]]
+    if not others:
+        return unknown("data set", dataset, DATASETS)
+    return ConfigError(f"The preset {preset} has no recipe for {dataset}. Use preset={others[0]}.")
+
+
+def check_name(name: str) -> None:
+    """Raise `ConfigError` unless ``name`` is a setting that may be overridden."""
+    fixed = ("dataset", "preset", "variant", "seed")
+    names = [f.name for f in dataclasses.fields(Config) if f.name not in fixed]
+    if name not in names:
+        raise unknown("setting", name, names)
+
+
+def check_fits(config: Config, n_images: int, title: str) -> None:
+    """Raise `ConfigError` where a data set has fewer images than clusters, or than a batch takes."""
+    for name in ("n_clusters",) if config.baseline else ("n_clusters", "batch_size"):
+        value = getattr(config, name)
+        if value > n_images:
+            raise ConfigError(f"{name} is {value}, but {title} has {n_images} images. Choose a smaller one.")
+
+
+def default_variants(preset: str) -> list[str]:
+    """What a reproduction runs: all variants, but for Table 5's where a data set is too small for its networks."""
+    return [name for name, variant in VARIANTS.items() if preset != "demo" or variant.table != "5"]
+
+
+def overrides(config: Config) -> dict[str, Any]:
+    """The settings that differ from the recipe this one names, those of the machine left out."""
+    return config.differences(recipe(config.dataset, config.preset, config.variant, config.seed))
+
+
+def run_name(config: Config) -> str:
+    """Where a run lives below ``runs/`` and ``results/runs/``: preset/dataset/variant-seedK, and what differs from its
+    recipe, as in demo/digits/cc-seed0+epochs=2."""
+    name = f"{config.preset}/{config.dataset}/{config.variant}-seed{config.seed}"
+    changed = (f"+{setting}={value}" for setting, value in overrides(config).items())
+    return name + re.sub(r"[^\w.,+=-]", "", "".join(changed))
+
+
+def own_recipe(n_clusters: int, n_images: int, shape: tuple[int, int, int], pretrained: bool, **chosen: Any) -> Config:
+    """The settings for anybody's images: N of ``shape`` (C, H, W), and what the caller has ``chosen``.
+
+    Images of up to 64 pixels are seen as they are, through the 3×3 stem; larger ones at 128, through ImageNet's, as are
+    all with a pretrained backbone. A batch is an eighth of the images, from 32 to 256 of them, and the learning rate is
+    proportional to it.
+
+    Raises `ConfigError` as `recipe` does, and where no cluster head would be trained.
+    """
+    recipe(OWN, OWN, n_clusters=n_clusters, **chosen)  # a mistake is told before it is reckoned with
+    side, batch = min(shape[1:]), chosen.get("batch_size") or max(2, min(n_images, max(32, min(256, n_images // 8))))
+    native = side <= 64 and not pretrained
+    settings: dict[str, Any] = {"batch_size": batch, "lr": FAST["lr"] * int(batch) / FAST["batch_size"]}
+    settings |= {"image_size": max(4, side) if native else 128, "stem": "cifar" if native else "imagenet"}
+    settings |= {"backbone": "small" if side <= 32 and native else "resnet18"}
+    if pretrained:
+        settings |= {"lr": settings["lr"] / 10, "epochs": 30}  # so that the start is not lost in the first steps
+    config = recipe(OWN, OWN, n_clusters=n_clusters, **{**settings, **chosen})
+    if config.heads == "instance":
+        raise ConfigError("heads is instance, which trains no cluster head. Use heads=both.")
+    if config.baseline:
+        raise ConfigError(f"baseline is {config.baseline}, but a model is trained here. Leave the setting out.")
+    check_fits(config, n_images, "your set")
+    return config

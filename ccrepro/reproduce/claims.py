@@ -1,0 +1,217 @@
+"""The paper's claims, each with the runs it needs and a test on run records: it holds, it fails, or too few runs say.
+
+A claim is about the paper's data sets under its own settings; what other data or other settings say of it is shown
+beside that verdict and never replaces it.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ccrepro.data.registry import DATASETS
+from ccrepro.recipes import RECIPES
+from ccrepro.reproduce.records import Record, reported
+from ccrepro.reproduce.tables import counted
+
+HOLDS, FAILS, OPEN = "holds", "fails", "not enough runs"
+RULE = (
+    "Rule, fixed beforehand: one mean ACC is above another when their difference exceeds two standard errors of the "
+    "difference, which takes two seeds or more of each; a number that the paper prints counts as exact. Then the claim "
+    "*holds*; it *fails* when the difference exceeds them the other way; between these there are *not enough runs* to "
+    "tell. A claim about growth compares each run with itself by the same rule. Over several data sets a claim holds "
+    "when it holds on all, and fails when it fails on one. Only runs under the paper's own settings decide."
+)
+
+
+class Finding(NamedTuple):
+    """What the runs of one data set say of a claim: the verdict, and the numbers it rests on."""
+
+    verdict: str
+    numbers: str
+
+
+class Claim(NamedTuple):
+    """A claim: name, sentence, where the paper makes it, for which data sets, the variants needed, and its test on
+    the records of one data set and preset. ``table`` names the table or notebook it stands under; ``backbone`` is
+    the one that ``cc`` must have, where the claim is about that."""
+
+    id: str
+    sentence: str
+    where: str
+    datasets: tuple[str, ...]
+    needs: tuple[str, ...]
+    test: Callable[[list[Record]], Finding]
+    table: str
+    backbone: str = ""
+
+
+def compare(high: Sequence[float], low: Sequence[float] | float) -> str:
+    """The verdict on "high is above low" by `RULE`. A single number is taken as exact."""
+    high, low = np.asarray(high, dtype=float), np.asarray(low, dtype=float)
+    if len(high) < 2 or (low.size < 2 and low.ndim):
+        return OPEN
+    error = math.sqrt(high.var(ddof=1) / len(high) + (low.var(ddof=1) / len(low) if low.ndim else 0))
+    difference = high.mean() - low.mean()
+    if abs(difference) <= 2 * error + 1e-12:  # equal numbers are not told apart by their last bit
+        return OPEN
+    return HOLDS if difference > 0 else FAILS
+
+
+def combine(verdicts: Sequence[str]) -> str:
+    """Of several parts: fails where one fails, holds where all hold."""
+    return FAILS if FAILS in verdicts else HOLDS if verdicts and set(verdicts) == {HOLDS} else OPEN
+
+
+def acc(records: list[Record], variant: str) -> np.ndarray:
+    """ACC of a variant's records, by seed."""
+    return np.array([r["scores"]["acc"] for r in records if r["variant"] == variant])
+
+
+def _told(verdict: str, parts: dict[str, np.ndarray]) -> Finding:
+    """The numbers in words, and why there is no verdict if there is none."""
+    why = ""
+    if verdict == OPEN:
+        why = "; not told apart" if all(len(values) > 1 for values in parts.values()) else "; fewer than two seeds"
+    return Finding(verdict, ", ".join(f"{name} {counted(values)}" for name, values in parts.items()) + why)
+
+
+def chain(*variants: str) -> Callable[[list[Record]], Finding]:
+    """A test: each variant's ACC is above the next one's."""
+    return _above(variants, [*itertools.pairwise(variants)])
+
+
+def above_all(high: str, *lows: str) -> Callable[[list[Record]], Finding]:
+    """A test: a variant's ACC is above that of each of the others."""
+    return _above((high, *lows), [(high, low) for low in lows])
+
+
+def _above(variants: Sequence[str], steps: Sequence[tuple[str, str]]) -> Callable[[list[Record]], Finding]:
+    def test(records: list[Record]) -> Finding:
+        parts = {v: acc(records, v) for v in variants}
+        return _told(combine([compare(parts[high], parts[low]) for high, low in steps]), parts)
+
+    return test
+
+
+CLASSICAL = ("kmeans-pixels", "spectral-pixels", "agglomerative-pixels", "nmf-pixels")
+
+
+def above_reported(records: list[Record]) -> Finding:
+    """CC's ACC is above the best that the paper prints for the 17 others, and above the baselines that we ran; on
+    data for which the paper prints nothing, above the classical four alone."""
+    title, own = DATASETS[records[0]["dataset"]].title, acc(records, "cc")
+    paper = reported()
+    rows = paper[(paper.table == "2") & (paper.dataset == title) & (paper.metric == "ACC") & (paper.method != "CC")]
+    printed = pd.to_numeric(rows.set_index("method")["value"]).dropna()
+    lows = {name: values for name in CLASSICAL if len(values := acc(records, name)) or printed.empty}
+    found = _told(combine([compare(own, low) for low in (*lows.values(), *printed)]), {"cc": own, **lows})
+    rival = "four classical methods only" if printed.empty else f"{printed.idxmax()}, reported {printed.max()}"
+    return found._replace(numbers=f"against {rival}: {found.numbers}")
+
+
+def grows(values: dict[str, Callable[[Record], Sequence[float]]]) -> Callable[[list[Record]], Finding]:
+    """A test: in the full method's runs each number (by name, a value per epoch) is larger at the end than at the
+    start, run by run."""
+
+    def test(records: list[Record]) -> Finding:
+        own, parts, verdicts = [r for r in records if r["variant"] == "cc" and r["history"]], {}, []
+        for name, value in values.items():
+            ends = np.array([np.asarray(value(r))[[0, -1]] for r in own]).reshape(-1, 2)
+            verdicts.append(compare(ends[:, 1] - ends[:, 0], 0.0))
+            parts |= {f"{name} first": ends[:, 0], f"{name} last": ends[:, 1]}
+        return _told(combine(verdicts), parts)
+
+    return test
+
+
+def nmi(record: Record) -> list[float]:
+    """NMI from before the first step to after the last epoch."""
+    return [at["scores"]["nmi"] for at in record["evolution"]]
+
+
+def gap(head: str) -> Callable[[Record], np.ndarray]:
+    """By how much the positive pairs of a head are more alike than its negative ones, by epoch."""
+    return lambda record: np.subtract(record["history"][f"{head}_positive"], record["history"][f"{head}_negative"])
+
+
+def streaming(records: list[Record]) -> Finding:
+    """Every image's assignment is the same, alone or in a batch, in all runs whose stream was measured."""
+    measured = [r["streaming"] for r in records if r["variant"] == "cc" and "streaming" in r]
+    same = np.array([min(one["assign"]["same"]) for one in measured])
+    verdict = OPEN if len(same) < 2 else HOLDS if same.min() == 1 else FAILS
+    return Finding(verdict, f"share of equal assignments at batch sizes from 1: {counted(same)}")
+
+
+ABLATED = ("cifar10", "imagenet10")
+GAPS = {f"gap of the {head} head": gap(head) for head in ("instance", "cluster")}
+CLAIMS = (
+    Claim(
+        "best", "CC is above all 17 other methods", "Table 2", tuple(RECIPES["paper"]), ("cc", *CLASSICAL),
+        above_reported, "main_results",
+    ),
+    Claim(
+        "views", "Two augmented views are above one, and one is above none", "Table 3", ABLATED,
+        ("cc", "views-one", "views-none"), chain("cc", "views-one", "views-none"), "augmentation",
+    ),
+    Claim(
+        "heads", "Both heads together are above each alone", "Table 4", ABLATED,
+        ("cc", "instance-only", "cluster-only"), above_all("cc", "instance-only", "cluster-only"), "heads",
+    ),
+    Claim(
+        "decoupled", "Two decoupled heads are above one shared head", "text, no table", ABLATED,
+        ("cc", "shared-head"), chain("cc", "shared-head"), "heads",
+    ),
+    Claim(
+        "entropy", "The entropy term is needed: without it assignments may collapse", "text, no table", ABLATED,
+        ("cc", "no-entropy"), chain("cc", "no-entropy"), "heads",
+    ),
+    Claim(
+        "backbone", "ResNet34 is above ResNet18", "Table 5", ("cifar10",), ("cc", "resnet18"),
+        chain("cc", "resnet18"), "backbones", "resnet34",
+    ),
+    Claim(
+        "pairs", "Positive pairs part from negative pairs in both spaces as training goes on", "Fig. 3",
+        ("imagenet10",), ("cc",), grows(GAPS), "evolution",
+    ),
+    Claim(
+        "sharpens", "The cluster assignment gets better over the epochs", "Fig. 4", ("imagenet10",), ("cc",),
+        grows({"NMI": nmi}), "evolution",
+    ),
+    Claim(
+        "streaming", "An image's cluster does not depend on the images it comes with", "§3.4", tuple(RECIPES["paper"]),
+        ("cc",), streaming, "streaming",
+    ),
+)  # fmt: skip
+
+
+def findings(claim: Claim, records: list[Record]) -> dict[tuple[str, str], Finding]:
+    """What is found by preset and data set, wherever a needed run is there."""
+    groups: dict[tuple[str, str], list[Record]] = {}
+    for r in records:
+        fits = r["variant"] != "cc" or claim.backbone in ("", r["config"]["backbone"])
+        if r["variant"] in claim.needs and fits:
+            groups.setdefault((r["preset"], r["dataset"]), []).append(r)
+    return {key: claim.test(own) for key, own in groups.items()}
+
+
+def table(records: list[Record], about: str = "") -> pd.DataFrame:
+    """The claims (of one table or figure), each with its verdict for the paper's data sets under the paper's settings,
+    and in the rows below it what other runs say: claim, where, data, verdict, numbers."""
+    lines = []
+    for claim in CLAIMS:
+        if about in ("", claim.table):
+            found = findings(claim, records)
+            own = {d: found.pop(("paper", d)) for d in claim.datasets if ("paper", d) in found}
+            verdict = combine([own[d].verdict if d in own else OPEN for d in claim.datasets])
+            titles = [DATASETS[d].title for d in claim.datasets]
+            data = "all six of the paper" if len(titles) == 6 else ", ".join(titles)
+            numbers = "; ".join(f"{DATASETS[d].title}: {at.numbers}" for d, at in own.items()) or "–"
+            lines.append((claim.sentence, claim.where, data, verdict, numbers))
+            for (preset, dataset), at in found.items():
+                beside = f"preset {preset}" if dataset in RECIPES["paper"] else "not of the paper"
+                lines.append(("", "", f"{DATASETS[dataset].title} ({beside})", at.verdict, at.numbers))
+    return pd.DataFrame(lines, columns=["claim", "where", "data", "verdict", "numbers"])

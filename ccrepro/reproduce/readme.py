@@ -1,0 +1,73 @@
+"""`ccrepro publish`, for the maintainers: records from ``runs/`` to ``results/``, and all that is made of them."""
+
+from pathlib import Path
+
+from ccrepro.errors import ConfigError
+from ccrepro.recipes import PRESETS
+from ccrepro.reproduce import claims, notebooks, plan, records, tables
+from ccrepro.reproduce.records import Record, as_runs, load_records, provenance
+from ccrepro.reproduce.tables import TABLES, as_markdown
+from ccrepro.runtime import storage
+
+LESSONS = ("01_method", "01_method.ko")
+BEGIN, END = "<!-- results: made by `make publish`, do not edit -->", "<!-- end of results -->"
+
+
+def publish(at_once: int, lessons: bool = False, runs_dir: str = "runs", data_dir: str = "") -> None:
+    """Copy the records of finished runs below ``results/``, execute the report notebooks on them, and with ``lessons``
+    also the lesson, and write the results into README.md and results/README.md.
+
+    Records of other settings than a recipe's stay where they are. Raises `ConfigError`, before anything is written, for
+    a record that was not made by committed code.
+    """
+    found = {path: records.read(path) for path in sorted((storage.ROOT / runs_dir).glob("*/*/*/run.json"))}
+    own = {path: r for path, r in found.items() if r["preset"] in PRESETS and not r["overrides"]}
+    for path, record in own.items():
+        if len(record["commit"]) != 40:
+            raise ConfigError(f"{path} was made by code that is not committed. Commit it, and run it again.")
+    for path in own:
+        plan.gather(path, "results", data_dir)
+    for preset in records.presets():
+        plan.render(preset, at_once, "results", data_dir, anew=True)
+    if lessons:
+        here, there = storage.ROOT / "notebooks", storage.ROOT / "results/notebooks/demo"
+        jobs = [notebooks.Job(here / f"{name}.ipynb", there / f"{name}.ipynb", {}) for name in LESSONS]
+        notebooks.run_all(jobs, at_once)
+    readme = storage.ROOT / "README.md"
+    storage.atomic_write(readme, with_results(readme.read_text()))
+    storage.atomic_write(storage.ROOT / "results/README.md", index())
+
+
+def with_results(text: str, results_dir: str | Path = "results") -> str:
+    """The README's text with its results section made anew: Table 2 in ACC, as far as it was run."""
+    parts = []
+    for preset, own in _published(results_dir).items():
+        runs = as_runs(own)
+        note = " ".join(filter(None, [f"Preset `{preset}`.", tables.missing("main_results", runs)]))
+        parts += [tables.as_markdown(tables.table("main_results", runs).drop(columns="difference")), note]
+    before, rest = text.split(BEGIN)
+    return before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + rest.split(END)[1]
+
+
+def index(results_dir: str | Path = "results") -> str:
+    """``results/README.md``: every claim with its verdict, every table with its rows that were run, and where all of it
+    comes from."""
+    of_preset = _published(results_dir)
+    every = [r for own in of_preset.values() for r in own]
+    parts = [f"# Results\n\nMade by `make publish`. [How to read this](../docs/results.md).\n\n## What holds\n\n"
+             f"{as_markdown(claims.table(every))}\n\n{claims.RULE}"]  # fmt: skip
+    for preset, own in of_preset.items():
+        runs = as_runs(own)
+        parts.append(f"## Preset `{preset}`\n\n{provenance(own)}")
+        for name in (n for n in TABLES if n == "main_results" or len(tables.table(n, runs)) > 1):
+            parts += [tables.formatted(name, runs), tables.missing(name, runs)]
+        compared = as_markdown(tables.heads_against_kmeans(own))
+        parts.append(f"**k-means on the features in place of the cluster head**\n\n{compared}")
+        kinds = ("tables", "figures", "notebooks")
+        parts.append("NMI, ARI, figures: " + ", ".join(f"[`{kind}/{preset}`]({kind}/{preset})" for kind in kinds) + ".")
+    return "\n\n".join(filter(None, [*parts, tables.RULE])) + "\n"
+
+
+def _published(results_dir: str | Path) -> dict[str, list[Record]]:
+    """The records of each preset, in the order of `PRESETS`."""
+    return {p: load_records(p, results_dir) for p in PRESETS if p in records.presets(results_dir)}

@@ -1,0 +1,100 @@
+"""Run records, read back: what was measured, what the paper reports, and where our numbers come from.
+
+Nothing here needs torch, so tables and figures come fast.
+"""
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ccrepro.data.registry import DATASETS
+from ccrepro.errors import ConfigError, DataError
+from ccrepro.runtime import storage
+
+METRICS = ("nmi", "acc", "ari")
+Record = dict[str, Any]
+
+
+def load_records(
+    preset: str, results_dir: str | Path = "results", datasets: Sequence[str] = (), seeds: Sequence[int] = ()
+) -> list[Record]:
+    """The records of a preset, by data set, variant and seed; only of some ``datasets``, then in their order, or
+    ``seeds``, where these are given. Under ``streaming`` what was measured of the same run on a stream, if it was.
+
+    Raises `DataError` for a damaged file and `ConfigError` where there is no record.
+    """
+    root, records = storage.ROOT / results_dir, []
+    for path in sorted((root / "runs" / preset).glob("*/*.json")):
+        record, streaming = read(path), root / "streaming" / preset / path.parent.name / path.name
+        if record["dataset"] in (datasets or [record["dataset"]]) and record["seed"] in (seeds or [record["seed"]]):
+            records.append(record | ({"streaming": read(streaming)} if streaming.exists() else {}))
+    if not records:
+        what = f"There is no such run of preset {preset} below {results_dir}"
+        raise ConfigError(f"{what}. Run `ccrepro reproduce --preset {preset}`.")
+    order = list(datasets).index if datasets else str
+    return sorted(records, key=lambda r: (order(r["dataset"]), r["variant"], r["seed"]))
+
+
+def presets(results_dir: str | Path = "results") -> list[str]:
+    """The presets of which there are records."""
+    return sorted({path.parts[-3] for path in (storage.ROOT / results_dir / "runs").glob("*/*/*.json")})
+
+
+def read(path: Path) -> Record:
+    """One record. Raises `DataError` for a damaged file."""
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise DataError(f"{path} is not JSON. Remove it, or run it again.") from None
+
+
+def as_runs(records: list[Record]) -> pd.DataFrame:
+    """One row per run: dataset, variant, backbone, seed, nmi, acc, ari, epochs, seconds, n_images."""
+    columns = ["dataset", "variant", "backbone", "seed", *METRICS, "epochs", "seconds", "n_images"]
+    lines = [{**r, **r["scores"], "backbone": r["config"]["backbone"]} for r in records]
+    return pd.DataFrame(lines, columns=columns)
+
+
+def find_records(records: list[Record], variant: str) -> list[Record]:
+    """The records of a variant by seed, on the first data set that it was run on."""
+    own = [r for r in records if r["variant"] == variant]
+    return [r for r in own if r["dataset"] == own[0]["dataset"]]
+
+
+@functools.cache
+def reported() -> pd.DataFrame:
+    """Every number the paper prints: table, method, dataset, variant, metric, value, sources, confidence. Read once,
+    so not to be changed."""
+    return pd.read_csv(Path(__file__).with_name("reported.csv"), dtype=str, keep_default_na=False)
+
+
+def data_sets() -> pd.DataFrame:
+    """Table 1 of the paper beside the counts that loading a data set insists on."""
+    paper, lines = reported(), []
+    for facts in DATASETS.values():
+        printed = paper[(paper.table == "1") & (paper.dataset == facts.title)].set_index("metric")["value"]
+        line = {"data set": facts.title, "split": printed.get("split", "–")}
+        line |= {f"{name} reported": printed.get(name, "–") for name in ("samples", "classes")}
+        lines.append(line | {"images ours": facts.images, "classes ours": facts.classes, "unlabeled": facts.unlabeled})
+    return pd.DataFrame(lines)
+
+
+def provenance(records: list[Record]) -> str:
+    """One sentence on what the runs ran on, and for how long."""
+    kinds = {"with training": [r["seconds"] for r in records if r["epochs"]]}
+    kinds["without training"] = [r["seconds"] for r in records if not r["epochs"]]
+    parts = [f"{len(s)} runs {name} ({min(s):,.0f} to {max(s):,.0f} s each)" for name, s in kinds.items() if s]
+    commits = sorted({r["commit"][:10] + r["commit"][40:] for r in records})
+    return f"{' and '.join(parts)} on {', '.join(sorted(set(map(machine, records))))}; commit {', '.join(commits)}."
+
+
+def machine(record: Record) -> str:
+    """The GPU of a run, or what it used of a CPU; how many of these, where several ranks trained together."""
+    hardware = record["hardware"]
+    name = hardware["gpu"] or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
+    ranks = hardware.get("ranks", 1)  # records of the first edition have none
+    return f"{ranks} × {name}" if ranks > 1 else name

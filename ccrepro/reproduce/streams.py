@@ -1,0 +1,88 @@
+"""What a finished run does on a stream: assignments image by image (§3.4), and training on batches seen once.
+
+Letters: N images, K clusters.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ccrepro.config import Config
+from ccrepro.data import ImageSet, as_tensor
+from ccrepro.evaluate import embed
+from ccrepro.metrics import scores
+from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.runs.record import run_folder
+from ccrepro.runs.streaming import learn
+from ccrepro.runs.weights import load_model
+from ccrepro.runtime import storage
+from ccrepro.runtime.device import choose_device
+from ccrepro.train import start
+
+ARRIVING = (1, 8, 64, 512)  # images that arrive at once
+POINTS = 10  # times that the stream is scored
+STEPS = (1, 20)  # on each batch that is seen once
+
+
+def measure(config: Config, data: ImageSet, runs_dir: str | Path = "runs") -> dict[str, Any]:
+    """What a finished run of the full method does on a stream of its images, in random order.
+
+    Writes ``streaming.json`` into the run's folder: ``assign`` (`assign`) and ``once`` (`train_once`, by
+    steps per batch). Raises `CheckpointError` where the run has no weights.
+    """
+    folder = run_folder(config, runs_dir)
+    torch.set_num_threads(config.threads)
+    model = load_model(folder)[0].to(choose_device(config.device))
+    order = np.random.default_rng(config.seed).permutation(len(data.images))
+    stream = dataclasses.replace(data, images=data.images[order], sizes=data.sizes[order], labels=data.labels[order])
+    result = {
+        **{name: getattr(config, name) for name in ("dataset", "preset", "variant", "seed")},
+        "assign": assign(config, stream, model),
+        "once": {str(steps): train_once(config, stream, steps) for steps in STEPS},
+    }
+    storage.atomic_write(folder / "streaming.json", json.dumps(result, indent=1) + "\n")
+    return result
+
+
+def assign(config: Config, stream: ImageSet, model: ContrastiveClusteringModel, most: int = 1000) -> dict[str, list]:
+    """The first ``most`` images of a stream, clustered as they arrive, for several numbers that arrive at once:
+    ``batch_size``, ``same`` (share whose cluster is that of all images in one go), ``milliseconds`` (median of the
+    time from arrival to assignment) and ``images_per_second``."""
+    images, lines = as_tensor(stream.images[:most]), []
+    offline = embed(model, images, config.image_size)[1].argmax(1)
+    for size in ARRIVING:
+        embed(model, images[:size], config.image_size)  # the first call is slower
+        clusters, seconds = [], []
+        for batch in images.split(size):
+            began = time.perf_counter()
+            clusters.append(embed(model, batch, config.image_size)[1].argmax(1))
+            seconds.append(time.perf_counter() - began)
+        same, middle = np.mean(np.concatenate(clusters) == offline), 1000 * np.median(seconds)
+        lines.append((size, same, round(middle, 3), round(len(images) / sum(seconds), 1)))
+    names = ["batch_size", "same", "milliseconds", "images_per_second"]
+    return pd.DataFrame(lines, columns=names).to_dict("list")
+
+
+def train_once(config: Config, stream: ImageSet, steps: int = 1) -> dict[str, list]:
+    """Train from scratch on batches that are seen once: on each ``steps`` steps, every one on two fresh views, then the
+    batch is gone. What does not fill a batch is left out.
+
+    Returns at `POINTS` of the way ``images`` seen, and ``nmi`` and ``acc`` on all images of the stream.
+    """
+    state, n, lines = start(config, stream), config.batch_size, []
+    batches = len(stream.images) // n
+    scored = set(np.linspace(0, batches, POINTS + 1).round().astype(int)[1:])
+    for batch in range(batches):
+        rows = slice(batch * n, (batch + 1) * n)
+        learn(state, stream.images[rows], stream.sizes[rows], steps)
+        if batch + 1 in scored:
+            clusters = embed(state.model, as_tensor(stream.images), config.image_size)[1].argmax(1)
+            found = scores(stream.labels, clusters)
+            lines.append(((batch + 1) * n, found["nmi"], found["acc"]))
+    return pd.DataFrame(lines, columns=["images", "nmi", "acc"]).to_dict("list")

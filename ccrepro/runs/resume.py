@@ -1,0 +1,159 @@
+"""Drive `ccrepro.train.train`: save, stop on a signal, take up again, log, gather over ranks.
+
+Weights, optimizer, epoch and step are all that a checkpoint has to keep, since the randomness of an epoch is a function
+of (seed, epoch): what is resumed equals, bit for bit on a CPU, what was never interrupted.
+"""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ccrepro.config import Config
+from ccrepro.data import ImageSet
+from ccrepro.errors import CheckpointError, ConfigError, NumericalError
+from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.runs.checkpoints import Checkpoints
+from ccrepro.runs.weights import sha256
+from ccrepro.runtime.device import within_memory
+from ccrepro.runtime.distributed import ALONE, Ranks
+from ccrepro.runtime.signals import StopSignal
+from ccrepro.train import Epoch, State, check_finite, resolve, start, train
+
+Report = Callable[[Epoch, ContrastiveClusteringModel], None]
+
+
+def fit(
+    config: Config,
+    data: ImageSet,
+    report: Report = lambda epoch, model: None,
+    checkpoints: Checkpoints | None = None,
+    ranks: Ranks = ALONE,
+    model: ContrastiveClusteringModel | None = None,
+) -> tuple[ContrastiveClusteringModel | None, list[Epoch]]:
+    """Train from the newest of ``checkpoints``, where there is one, else from the start, or from the given ``model``.
+
+    Returns the model in evaluation mode, on its device, and the history: one dict per epoch. ``report(epoch, model)``
+    is called with each; ``epoch`` 0, before the first step, has nothing but its number. A baseline has nothing to
+    train: (None, []). All ``ranks`` call this function; ``report`` and ``checkpoints`` are for rank 0.
+
+    Raises `NumericalError` where a number is not finite, `CheckpointError` for checkpoints that do not fit, `Stopped`
+    after SIGTERM or Ctrl-C, once the step under way is saved, and `ConfigError` for images or ranks that do not fit the
+    settings, and where the GPU's memory is too small.
+    """
+    if config.baseline:
+        return None, []
+    started = sha256(model.state_dict()) if model else None
+    run = {"config": dataclasses.asdict(config), "data_sha256": data.sha256, "start_sha256": started}
+    _check_ranks(config, run, ranks)
+    torch.set_num_threads(config.threads)
+    state = start(resolve(config, ranks.size), data, model)
+    if state.config.compile != "off":
+        torch.compiler.reset()  # what others compiled counts against our limit of eight, and keeps its memory
+    state.network, state.gather, state.rows = ranks.wrap(state.model), ranks.gather, ranks.rows(config.batch_size)
+    found = ranks.share(checkpoints.load if checkpoints else lambda: None)
+    if found:
+        _restore(state, *found, run, ranks)
+    if state.epoch == 0 and not state.steps:
+        report({"epoch": 0}, state.model)
+    with within_memory(f"batch_size {config.batch_size}, image_size {config.image_size}"):
+        _drive(state, data, report, checkpoints, ranks, run)
+    return state.model.eval(), state.history
+
+
+def _check_ranks(config: Config, run: dict[str, Any], ranks: Ranks) -> None:
+    """Raise `ConfigError` unless all ranks train the same, on equal shares of a batch."""
+    if config.batch_size % ranks.size:
+        raise ConfigError(f"batch_size is {config.batch_size}, for {ranks.size} ranks. Write a multiple of that.")
+    different = _differences(ranks.share(lambda: run), run)
+    if different:
+        what = f"Rank {ranks.rank} has another run than rank 0: {', '.join(different)}"
+        raise ConfigError(f"{what}. Start all with the same command and data.")
+
+
+def _drive(
+    state: State, data: ImageSet, report: Report, checkpoints: Checkpoints | None, ranks: Ranks, run: dict[str, Any]
+) -> None:
+    """Take every step; save when it is due, report each epoch, and stop after the step in which a signal came."""
+    saved = f"The step is saved in {checkpoints.folder}. " if checkpoints else ""
+    with StopSignal(active=checkpoints is not None or ranks.size > 1) as stop:
+        try:
+            for _ in train(state, data):
+                if not state.steps:  # an epoch has just ended
+                    report(state.history[-1], state.model)
+                told, due = ranks.agree(stop.signal, checkpoints is not None and checkpoints.due())
+                if checkpoints is not None and (told or due):
+                    check_finite(state)
+                    _save(state, checkpoints, run, ranks)
+                if told:
+                    stop.signal = told  # some rank's
+                    ranks.agree(0)  # rank 0 has saved: what launched us ends all once one has left
+                    steps = len(state.steps)
+                    where = f"{state.epoch + 1}, step {steps}" if steps else f"{state.epoch}, its last step"
+                    raise stop.error(f"epoch {where}", saved)
+        except NumericalError as error:
+            last = checkpoints.newest() if checkpoints else None
+            kept = f"The last good checkpoint is {last}." if last else "No checkpoint was written yet."
+            raise NumericalError(f"{error} {kept}") from None
+        if checkpoints is not None:
+            _save(state, checkpoints, run, ranks)
+        if stop.signal:
+            raise stop.error(f"epoch {state.epoch}", saved)
+
+
+def _save(state: State, checkpoints: Checkpoints, run: dict[str, Any], ranks: Ranks) -> None:
+    tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
+    for number, parameter in enumerate(state.model.parameters()):
+        slots = state.optimizer.state[parameter]
+        tensors |= {f"optimizer.{number}.{slot}": v for slot, v in slots.items() if isinstance(v, Tensor)}
+    if state.steps:
+        tensors["steps"] = torch.stack(state.steps)
+    facts = {"epoch": state.epoch, "history": state.history, "seconds": state.seconds}
+    name = f"{state.epoch:06d}-{len(state.steps):06d}"
+    checkpoints.save(name, tensors, {**run, **facts, "machine": _machine(state, ranks)})
+
+
+def _restore(
+    state: State, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], run: dict[str, Any], ranks: Ranks
+) -> None:
+    """Take the run up where a checkpoint left it, on however many ranks, and say so; warn where its last bits may
+    differ from now on. Raises `CheckpointError` for another run's."""
+    different = _differences(facts, run)
+    if different:
+        raise CheckpointError(f"{path} is of another run: {', '.join(different)}. Remove its folder to start anew.")
+    device = state.config.device
+    model = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
+    state.model.load_state_dict(model)
+    parameters = list(state.model.parameters())
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, number, slot = key.split(".")
+            parameter = parameters[int(number)]  # whose layout in memory its slots share
+            like = torch.empty_like(parameter if value.shape == parameter.shape else value, device=device)
+            state.optimizer.state[parameter][slot] = like.copy_(value)
+    state.steps = list(tensors["steps"].to(device)) if "steps" in tensors else []
+    state.epoch, state.history, state.seconds = facts["epoch"], facts["history"], facts["seconds"]
+    if ranks.rank == 0:
+        for name, now in _machine(state, ranks).items():
+            if (before := facts["machine"].get(name)) != now:
+                print(f"warning: {name} was {before} and is {now}: not bit for bit the same run", flush=True)
+        print(f"{path.parent.name}  resumed after epoch {state.epoch}, step {len(state.steps)}", flush=True)
+
+
+def _machine(state: State, ranks: Ranks) -> dict[str, Any]:
+    """On what the numbers of a run depend in their last bits."""
+    names = ("device", "precision", "compile", "threads")
+    return {name: getattr(state.config, name) for name in names} | {"ranks": ranks.size, "torch": torch.__version__}
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """In what the settings, images and first weights of two runs differ; nothing where they are the same."""
+    names = [f.name for f in dataclasses.fields(Config) if not f.metadata["machine"]]
+    old, new = (json.loads(json.dumps(known["config"])) for known in (there, here))  # lists for tuples, as in a file
+    found = [f"{name} {old.get(name)} there, {new[name]} here" for name in names if old.get(name) != new[name]]
+    others = {"data_sha256": "other images", "start_sha256": "other weights to start from"}
+    return found + [text for name, text in others.items() if there.get(name) != here[name]]

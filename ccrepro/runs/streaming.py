@@ -1,0 +1,100 @@
+"""Streams: assign images one by one as they come (§3.4), in bounded memory, and learn from chunks that are seen once.
+
+An image's cluster does not depend on its neighbours: the network is in evaluation mode. Only the last bits of an output
+may differ between batches of different sizes, where sums are taken in another order.
+
+Letters: N images, C channels, H, W sides, D instance dimension, F feature width, K clusters.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, repeat
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ccrepro.batches import pairs
+from ccrepro.data import as_tensor
+from ccrepro.data.images import BadImage, read
+from ccrepro.evaluate import embed
+from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.train import METRIC_NAMES, Epoch, State, step
+
+BLOCK = 32  # listed images that are decoded, and answered, together
+
+
+class Outputs(NamedTuple):
+    """z: float32 (N, D), unit rows of the instance head. p: float32 (N, K), assignments. h: float32 (N, F), the
+    backbone's features."""
+
+    z: np.ndarray
+    p: np.ndarray
+    h: np.ndarray
+
+
+class Prediction(NamedTuple):
+    """Of one image: its cluster and the assignment to it, or in their place what is wrong with the file."""
+
+    path: str
+    cluster: int | None
+    confidence: float | None
+    outputs: Outputs | None
+    error: str | None = None
+
+
+def outputs(model: ContrastiveClusteringModel, images: np.ndarray, size: int) -> Outputs:
+    """What the model says of uint8 (N, C, H, W) images, N at least 1, resized to ``size``."""
+    features: list[torch.Tensor] = []
+    watch = model.backbone.register_forward_hook(lambda module, inputs, output: features.append(output.cpu()))
+    try:
+        z, p = embed(model, as_tensor(images), size)
+    finally:
+        watch.remove()
+    return Outputs(z, p, torch.cat(features).numpy())
+
+
+def predict(model: ContrastiveClusteringModel, size: int, side: int, paths: Iterable[str]) -> Iterator[Prediction]:
+    """Predictions in the order of the paths: of a list, some at a time; of a stream, which may be slow and may never
+    end, each before the next path is asked for. Memory does not grow with the paths.
+
+    size: of the views the model was trained on. side: of the square that images are decoded to.
+    """
+    at_once, channels, coming = BLOCK if isinstance(paths, list) else 1, model.backbone.conv1.in_channels, iter(paths)
+    with ThreadPoolExecutor() as pool:
+        while block := list(islice(coming, at_once)):
+            images = list(pool.map(read, block, repeat(side)))
+            good = [image for image in images if not isinstance(image, BadImage)]
+            found = outputs(model, in_channels(np.stack(good), channels), size) if good else ()
+            rows = map(Outputs._make, zip(*found, strict=True))
+            for path, image in zip(block, images, strict=True):
+                if isinstance(image, BadImage):
+                    yield Prediction(path, None, None, None, str(image))
+                else:
+                    row = next(rows)
+                    yield Prediction(path, int(row.p.argmax()), float(row.p.max()), row)
+
+
+def in_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """uint8 (N, 1 or 3, H, W) in grey or in colour, as ``channels`` says; grey by the weights of Pillow's "L"."""
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return np.repeat(images, 3, 1)
+    weighted = images.astype(np.uint32) * np.array([19595, 38470, 7471], np.uint32)[:, None, None]
+    return ((weighted.sum(1, keepdims=True) + 0x8000) >> 16).astype(np.uint8)
+
+
+def learn(state: State, images: np.ndarray, sizes: np.ndarray, steps: int = 1) -> Epoch:
+    """Train on a chunk, uint8 (N, C, H, W), ``steps`` times over, each time on fresh views; what does not fill a batch
+    is left out. Returns the means of `METRIC_NAMES`, which the history keeps too; the chunk counts as ``steps`` epochs.
+    """
+    began, values = time.perf_counter(), []
+    for _ in range(steps):
+        for views in pairs(as_tensor(images), torch.tensor(sizes), state.config, state.epoch):
+            values.append(step(state, *views))
+        state.epoch += 1
+    means = dict(zip(METRIC_NAMES, torch.stack(values).mean(0).tolist(), strict=True))
+    state.history.append({"epoch": state.epoch, **means, "seconds": time.perf_counter() - began})
+    return state.history[-1]

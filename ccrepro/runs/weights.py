@@ -1,0 +1,127 @@
+"""Weights on disk: whole or absent, never silently damaged, and without pickle.
+
+A sealed file is a safetensors file whose header holds the SHA-256 of all, and after it a JSON text.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ccrepro.config import Config
+from ccrepro.errors import CheckpointError, ConfigError
+from ccrepro.model import ContrastiveClusteringModel, build
+from ccrepro.runtime import storage
+
+
+def save_sealed(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Path:
+    """Write tensors and JSON values to one file. Raises `CheckpointError` when the disk does not take it."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(about)
+    # One entry: safetensors writes several in any order, and equal models are to be equal files.
+    return storage.atomic_write(path, save(tensors, {"sealed": sha256(tensors, text) + text}))
+
+
+def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_sealed` wrote. Raises `CheckpointError` for a file that is absent, something else or damaged."""
+    tensors, blob = read_tensors(path), path.read_bytes()
+    notes = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")]).get("__metadata__", {})
+    if "sealed" not in notes:
+        raise CheckpointError(f"{path} holds weights without their settings. Give a model that this version saved.")
+    seal, text = notes["sealed"][:64], notes["sealed"][64:]
+    if seal != sha256(tensors, text):
+        raise CheckpointError(f"{path} is damaged: its {len(blob):,} bytes do not match their SHA-256. Remove it.")
+    return tensors, json.loads(text)
+
+
+def sha256(tensors: dict[str, Tensor], text: str = "") -> str:
+    """SHA-256 of a text, and of the names, shapes and values of tensors."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, on the CPU. Raises `CheckpointError` for a file that is absent, is something
+    else, is damaged or holds numbers that are not finite. Nothing in it can run."""
+    blob = _bytes(path)
+    try:
+        tensors = load(blob)
+    except (SafetensorError, ValueError, OverflowError) as error:
+        raise CheckpointError(f"{path} is {_kind(blob)}. Get it again from its source.") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"Values of {name} in {path} are not finite. Take an earlier file.")
+    return tensors
+
+
+def read_pickle(path: Path) -> Any:
+    """What `torch.save` wrote, if it is tensors and plain values: torch's ``weights_only`` refuses everything else.
+
+    Raises `CheckpointError` for any other file.
+    """
+    blob = _bytes(path)
+    try:
+        return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
+    except Exception as error:  # what is raised for bytes that are no pickle is not laid down
+        _, found, named = " ".join(str(error).split()).partition("Unsupported global: GLOBAL ")
+        if found:  # torch's own text goes on to recommend the unsafe way to load
+            what = f"{path} holds more than tensors: {named.split()[0]}"
+            raise CheckpointError(f"{what}. A pickle can run code. Save its tensors alone, and give that.") from None
+        raise CheckpointError(f"{path} is {_kind(blob, pickle=True)}. Get it again from its source.") from None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def _kind(blob: bytes, pickle: bool = False) -> str:
+    """What a file looks like that cannot be read as safetensors, or as a ``pickle``."""
+    head = blob[:200].lstrip().lower()
+    if not blob:
+        return "empty: 0 bytes"
+    if head.startswith((b"<!doctype", b"<html")):
+        return "a web page"
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of git-lfs, not the file it points to"
+    if blob.startswith((b"PK\x03\x04", b"\x80")) and not pickle:
+        return "a pickle or a zip, which is never loaded since it can run code"
+    return f"cut off or damaged: {len(blob):,} bytes"
+
+
+def save_model(model: ContrastiveClusteringModel, config: Config, path: str | Path, **facts: Any) -> Path:
+    """A trained model in one file: weights, the settings that rebuild it, and ``facts`` (JSON values) on the images it
+    takes. `load_model` needs nothing else."""
+    channels = model.backbone.conv1.in_channels
+    return save_sealed(path, model.state_dict(), {"config": dataclasses.asdict(config), "channels": channels, **facts})
+
+
+def load_model(path: str | Path) -> tuple[ContrastiveClusteringModel, Config, dict[str, Any]]:
+    """The model in evaluation mode on the CPU, its settings and the facts on its images.
+
+    path: a file of `save_model`, or a folder with a ``model.safetensors``, such as a finished run's. Raises
+    `CheckpointError` for anything else, and for a file that is damaged; nothing in it can run.
+    """
+    path = Path(path)
+    path = path / "model.safetensors" if path.is_dir() else path
+    tensors, about = read_sealed(path)
+    try:
+        config = Config(**about.pop("config"))
+        model = build(config, about["channels"])
+        model.load_state_dict(tensors)
+    except (ConfigError, KeyError, TypeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path} was saved by another version ({reason}). Train it again.") from None
+    return model.to(memory_format=torch.channels_last).eval(), config, about

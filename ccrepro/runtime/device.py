@@ -1,0 +1,64 @@
+"""What this machine is, and what ``auto`` means on it."""
+
+import contextlib
+import os
+import platform
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ccrepro.errors import ConfigError
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of "auto", "cpu" or "cuda". Raises `ConfigError` when CUDA is asked for and absent."""
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
+        raise ConfigError(f"No CUDA device was found{hidden}. Use device=cpu.")
+    return torch.device("cuda" if available and name != "cpu" else "cpu")
+
+
+def choose_precision(device: str, map_side: int) -> str:
+    """bf16 where the hardware is fast in it and the network's first feature maps are larger than 8×8, else fp32."""
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else fast_bf16()
+    return "bf16" if fast and map_side > 8 else "fp32"
+
+
+def choose_compile(device: str, map_side: int, ranks: int = 1) -> str:
+    """The mode of `torch.compile`: it pays on one GPU, with CUDA graphs where small images leave it waiting."""
+    if device == "cpu" or ranks > 1:
+        return "off"
+    return "reduce-overhead" if map_side <= 32 else "default"
+
+
+@contextlib.contextmanager
+def within_memory(what: str) -> Iterator[None]:
+    """Raise `ConfigError` where the block needs more memory than the GPU has; ``what`` names the settings at work."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        said = ". ".join(str(error).split(". ")[1:3])  # how much was asked for, and how much there is
+        raise ConfigError(f"The GPU's memory is full with {what}: {said}. Lower batch_size.") from error
+
+
+def fast_bf16() -> bool:
+    """Whether this CPU computes faster in bf16: with AMX, or with AMD's AVX512-BF16; Intel's without AMX is slower."""
+    return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and "AMD" in cpu_name())
+
+
+def cpu_name() -> str:
+    """The processor's name as its maker prints it, where the system tells."""
+    info = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as ``CUDA_VISIBLE_DEVICES`` names them."""
+    count = torch.cuda.device_count()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
+    return [name.strip() for name in named.split(",")][:count]

@@ -1,0 +1,183 @@
+"""A folder of images is clustered: what is written, what is trained again, and what is never replaced."""
+
+import html
+import json
+import os
+import re
+import shutil
+from urllib.parse import unquote, unquote_to_bytes
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torchvision
+from PIL import Image, ImageDraw
+
+from ccrepro.errors import ConfigError, DataError, ImageError, LockedError
+from ccrepro.own_images import cluster, gallery, inputs, predict
+from ccrepro.runtime import storage
+
+
+def run(folder, out, n_clusters=2, skip_bad=False, pretrained="", **settings):
+    cluster.run(folder, n_clusters, out, skip_bad, pretrained, {"epochs": 1, **settings})
+
+
+def test_csv_has_every_image_and_the_kinds_are_found(folder, clustered):
+    found = pd.read_csv(clustered / "clusters.csv")
+    assert list(found.columns) == ["path", "cluster", "confidence"]
+    assert sorted(found.path) == sorted(str(p.relative_to(folder)) for p in folder.rglob("*.png"))
+    assert found.confidence.between(1 / 3, 1).all()
+    facts = json.loads((clustered / "summary.json").read_text())
+    assert facts["sizes"] == np.bincount(found.cluster, minlength=3).tolist()
+    assert facts["scores"]["acc"] > 0.9
+    kinds = found.path.str[0]
+    assert pd.crosstab(kinds, found.cluster).max(axis=1).sum() / 48 == pytest.approx(facts["scores"]["acc"])
+    log = (clustered / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == list(range(1, 26))
+    assert not (clustered / "training").exists()
+
+
+def links(page, attribute):
+    return [html.unescape(link) for link in re.findall(rf' {attribute}="(.*?)"', page.read_text())]
+
+
+def test_gallery_shows_every_image_once_and_its_links_lead_to_files(folder, clustered):
+    originals = [unquote(link) for link in links(clustered / "index.html", "href") if not link.startswith("#")]
+    assert {(clustered / link).resolve() for link in originals} == {p.resolve() for p in folder.rglob("*.png")}
+    assert len(originals) == 48
+    shown = links(clustered / "index.html", "src")
+    assert all((clustered / link).exists() for link in shown)
+    assert len({*shown}) == 48
+    assert len([*(clustered / "thumbs").iterdir()]) == 48
+    surest = [float(value) for value in links(clustered / "index.html", "data-confidence")]
+    sizes = json.loads((clustered / "summary.json").read_text())["sizes"]
+    for start, n in zip(np.cumsum([0, *sizes]), sizes, strict=False):
+        assert surest[start : start + n] == sorted(surest[start : start + n], reverse=True)
+
+
+def test_images_are_shown_undistorted():
+    """A disc in a wide image, squeezed to a square as it is kept, is round in the gallery."""
+    wide = Image.new("RGB", (200, 100))
+    ImageDraw.Draw(wide).ellipse((70, 20, 130, 80), "white")
+    kept = np.asarray(wide.resize((64, 64))).transpose(2, 0, 1)
+    shown = np.asarray(gallery.middle_square(kept, np.array([100, 200]), 100))[..., 0] > 128
+    height, width = shown.any(1).sum(), shown.any(0).sum()
+    assert abs(height - 60) <= 3
+    assert abs(width - 60) <= 3
+
+
+ODD = ["a'b.png", 'a"b.png', "100%.png", "a,b;c.png", "new\nline.png", "=1+1.png", "-x.png", " y .png", "日本 😀.png"]
+
+
+def test_images_of_any_name_get_through(tmp_path, save_images, capsys):
+    """Also of one that is not in UTF-8, as from an old archive: the bytes in question are shown as escapes."""
+    names, folder, out = [*map(os.fsencode, ODD), b"caf\xe9.png"], tmp_path / "Bilder ä", tmp_path / "out"
+    save_images([folder / os.fsdecode(name) for name in names])
+    run(folder, out)
+    assert set(pd.read_csv(out / "clusters.csv").path) == {*ODD, "caf\\xe9.png"}
+    originals = [unquote_to_bytes(link) for link in links(out / "index.html", "href") if link[0] != "#"]
+    assert {os.path.basename(link) for link in originals} == set(names)
+    assert all(os.path.exists(os.path.join(os.fsencode(out), link)) for link in originals)
+    predict.embed(out, str(folder), str(tmp_path / "e.npz"))
+    with np.load(tmp_path / "e.npz") as arrays:
+        assert {os.fsencode(os.path.basename(path)) for path in arrays["path"]} == set(names)
+
+
+def test_what_is_trained_is_not_trained_again_unless_something_changed(folder, tmp_path, capsys):
+    def trained(**more):
+        capsys.readouterr()
+        run(folder / "a", tmp_path, **more)
+        return "trained before" not in capsys.readouterr().out
+
+    assert trained()
+    assert not trained(device="cpu")  # of the machine, not of the result
+    assert trained(epochs=2)
+    blob = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(blob[:-9])
+    assert trained(epochs=2)
+    assert not trained(epochs=2)
+
+
+@pytest.mark.slow
+def test_a_pretrained_start_is_compared_with_kmeans_on_its_features(folder, tmp_path, capsys):
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "a.pth")
+    shutil.copy(tmp_path / "a.pth", tmp_path / "b.pth")
+    for name, again in (("a.pth", False), ("a.pth", True), ("b.pth", False)):
+        run(folder, tmp_path / "out", 3, pretrained=str(tmp_path / name), image_size=16)
+        printed = capsys.readouterr().out
+        assert ("trained before" in printed) == again
+        assert ("resnet18 from ImageNet" in printed) != again
+        assert "k-means on the pretrained features: NMI" in printed
+
+
+def test_files_of_other_kinds_are_counted(tmp_path, save_images, capsys):
+    save_images([tmp_path / "a/b.png", tmp_path / "a/c/d.png"])
+    for name in ("a/e.heic", "a/f.heic", "a/notes", "other/a.heic"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / "a/lost.png").symlink_to("nowhere.png")
+    assert [path.name for path in inputs.look_through(tmp_path / "a")] == ["b.png", "d.png"]
+    assert "not read: 2 .heic, 1 broken link, 1 without ending" in capsys.readouterr().err
+    with pytest.raises(ImageError, match=r"no images in .*other"):
+        inputs.look_through(tmp_path / "other")
+    assert "not read: 1 .heic" in capsys.readouterr().err
+
+
+def test_bad_images_are_listed_or_left_out(tmp_path, save_images, capsys):
+    some, out = tmp_path / "some", tmp_path / "out"
+    save_images([some / f"{i:02d}.png" for i in range(40)])
+    (some / "07.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="1 of 40 images are bad"):
+        run(some, out)
+    for _ in range(2):
+        run(some, out, skip_bad=True)
+        found = pd.read_csv(out / "clusters.csv")
+        assert found.path.tolist() == [f"{i:02d}.png" for i in range(40) if i != 7]
+    printed = capsys.readouterr()
+    assert printed.err.count(f"bad image: {some / '07.png'}: not an image") == 2
+    assert "trained before" in printed.out, "the second time nothing is decoded either"
+    assert "scores" not in json.loads((out / "summary.json").read_text())
+    with pytest.raises(DataError, match="1 of 40 images are bad"):
+        run(some, out)
+    assert len(pd.read_csv(out / "clusters.csv")) == 39
+    for path in some.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(DataError, match="40 of 40 images are bad"):
+        run(some, tmp_path / "none", skip_bad=True)
+
+
+def test_what_cannot_be_is_told_before_anything_is_trained(tmp_path, save_images, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_images([tmp_path / f"some/{i}.png" for i in range(4)])
+    for arguments, error, says in (
+        (("nowhere", "out"), ImageError, "no folder or image nowhere"),
+        (("some", "some/out"), ConfigError, "some/out lies in some"),
+        (("some", "out", 1), ConfigError, "n_clusters is 1"),
+        (("some", "out", 9), ConfigError, "n_clusters is 9, but .* has 4 images"),
+        (("some/0.png", "out"), ConfigError, "has 1 images"),
+    ):
+        with pytest.raises(error, match=says):
+            run(*arguments)
+    assert not list(tmp_path.rglob("log.jsonl"))
+
+
+@pytest.mark.parametrize("name", ["training", "packed", "packed.partial", "thumbs"])
+def test_folders_of_others_are_never_replaced(folder, name, tmp_path):
+    """As in ``ccrepro cluster data/training --out data``, which had removed the images at the end."""
+    shutil.copytree(folder / "a", tmp_path / name)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=f"{tmp_path / name} was not written by an earlier cluster"):
+            run(tmp_path / name, tmp_path)
+        assert len(list((tmp_path / name).iterdir())) == 16
+        (tmp_path / "summary.json").write_text("{}")  # of another program
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("mine")
+    with pytest.raises(ConfigError, match=r"site/index.html was not written by an earlier cluster"):
+        run(folder, tmp_path / "site")
+
+
+def test_a_second_process_on_the_same_results_is_told(folder, tmp_path):
+    with storage.lock(tmp_path / "training"), pytest.raises(LockedError):
+        run(folder, tmp_path)

@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+from made_records import record, records
+
+from ccrepro.reproduce import claims
+from ccrepro.reproduce.claims import FAILS, HOLDS, OPEN
+
+BY_ID = {claim.id: claim for claim in claims.CLAIMS}
+
+
+def line(made, claim, row=0):
+    frame = claims.table(made)
+    return frame.loc[frame.index[frame.claim == BY_ID[claim].sentence][0] + row]
+
+
+@pytest.mark.parametrize(
+    ("high", "low", "verdict"),
+    [
+        ([0.8, 0.81, 0.82], [0.9, 0.91, 0.92], FAILS),
+        ([0.9], [0.8, 0.81], OPEN),
+        ([0.9, 0.91], [], OPEN),
+        ([], 0.5, OPEN),
+        ([0.9, 0.9], [0.9, 0.9], OPEN),
+        ([0.79, 0.81], 0.779, HOLDS),  # a standard error of .01
+        ([0.79, 0.81], 0.781, OPEN),
+        ([0.79, 0.81], 0.821, FAILS),
+    ],
+)
+def test_order_is_judged_by_the_rule(high, low, verdict):
+    assert claims.compare(high, low) == verdict
+
+
+def test_order_turns_at_two_standard_errors():
+    rng = np.random.default_rng(0)
+    high, low = rng.normal(0.8, 0.02, 4), rng.normal(0.7, 0.05, 6)
+    low += high.mean() - low.mean() - 2 * np.sqrt(high.var(ddof=1) / 4 + low.var(ddof=1) / 6)
+    assert claims.compare(high, low - 1e-6) == HOLDS
+    assert claims.compare(high, low + 1e-6) == OPEN
+
+
+@pytest.mark.parametrize(
+    ("claim", "accs", "verdict"),
+    [
+        ("views", {"cc": [0.9, 0.9], "views_one": [0.8, 0.8], "views_none": [0.2, 0.2]}, HOLDS),
+        ("views", {"cc": [0.9, 0.9], "views_one": [0.8, 0.8], "views_none": [0.85, 0.85]}, FAILS),
+        ("views", {"cc": [0.9, 0.9], "views_one": [0.8, 0.8]}, OPEN),
+        ("heads", {"cc": [0.9, 0.9], "instance_only": [0.8, 0.8], "cluster_only": [0.85, 0.85]}, HOLDS),
+        ("decoupled", {"cc": [0.9, 0.9], "shared_head": [0.8, 0.8]}, HOLDS),
+        ("entropy", {"cc": [0.9, 0.9], "no_entropy": [0.95, 0.95]}, FAILS),
+    ],
+)
+def test_ablations_decide_their_claims_on_the_papers_data_only(claim, accs, verdict):
+    part = records("cifar10", "paper", **accs)
+    assert line(part + records("imagenet10", "paper", **accs), claim).verdict == verdict
+    assert line(part, claim).verdict == (FAILS if verdict == FAILS else OPEN)
+    digits, fast = records("digits", "demo", **accs), records("cifar10", "fast", **accs)
+    for made, data in ((digits, "Digits (not of the paper)"), (fast, "CIFAR-10 (preset fast)")):
+        assert line(made, claim).verdict == OPEN
+        assert line(made, claim, row=1)[["data", "verdict"]].tolist() == [data, verdict]
+
+
+def test_cc_must_beat_the_best_reported_method_and_the_baselines_we_ran():
+    above = records("cifar10", "paper", cc=[0.70, 0.70], kmeans_pixels=[0.2, 0.2])
+    found = claims.findings(BY_ID["best"], above)[("paper", "cifar10")]
+    assert found.verdict == HOLDS
+    assert "PICA, reported 0.696" in found.numbers
+    assert line(above, "best").verdict == OPEN  # five data sets are missing
+    assert line(records("cifar10", "paper", cc=[0.69, 0.69]), "best").verdict == FAILS
+    assert line(records("cifar10", "paper", cc=[0.7, 0.7], nmf_pixels=[0.8, 0.8]), "best").verdict == FAILS
+    classical = {name.replace("-", "_"): [0.5, 0.5] for name in claims.CLASSICAL}
+    assert line(records(cc=[0.9, 0.9], **classical), "best", row=1).verdict == HOLDS
+    del classical["nmf_pixels"]
+    assert line(records(cc=[0.9, 0.9], **classical), "best", row=1).verdict == OPEN
+
+
+def test_the_backbones_claim_asks_for_a_resnet34():
+    made = records("cifar10", "paper", cc=[0.8, 0.8], resnet18=[0.7, 0.7])
+    assert line(made, "backbone").verdict == OPEN
+    assert line([r | {"config": {"backbone": "resnet34"}} for r in made], "backbone").verdict == HOLDS
+
+
+def trained(seed, instance, cluster, nmi):
+    """A record whose gaps of cosines and NMI go from the first number to the second."""
+    history = {"epoch": [1, 2]}
+    for head, ends in (("instance", instance), ("cluster", cluster)):
+        history |= {f"{head}_positive": [0.5 + ends[0], 0.5 + ends[1]], f"{head}_negative": [0.5, 0.5]}
+    evolution = [{"epoch": e, "scores": {"nmi": value}} for e, value in enumerate(nmi)]
+    return record("cc", 0.9, seed, history=history, evolution=evolution)
+
+
+def test_growth_compares_each_run_with_itself():
+    apart = [trained(s, (0.1 * s, 0.1 * s + 0.05), (0, 0.3), (0.2 * s, 0.2 * s + 0.01 * (1 + s))) for s in range(3)]
+    one_head = [trained(s, (0.1, 0.2), (0.3, 0.1), (0.5, 0.1 * s)) for s in range(3)]
+    for made, verdict in ((apart, HOLDS), (one_head, FAILS)):
+        assert [line(made, claim, row=1).verdict for claim in ("pairs", "sharpens")] == [verdict] * 2
+    assert "NMI first 0.200 ± 0.200 (3)" in line(apart, "sharpens", row=1).numbers
+
+
+def test_streaming_needs_every_assignment_equal():
+    for same, verdict in (([[1.0, 1.0], [1.0, 1.0]], HOLDS), ([[1.0, 1.0], [0.999, 1.0]], FAILS), ([[1.0]], OPEN)):
+        made = [record("cc", 0.9, s, streaming={"assign": {"same": shares}}) for s, shares in enumerate(same)]
+        assert line(made, "streaming", row=1).verdict == verdict
+
+
+def test_every_claim_stands_without_any_run():
+    frame = claims.table([])
+    assert frame[["verdict", "numbers"]].to_numpy().tolist() == [[OPEN, "–"]] * len(claims.CLAIMS)
+    assert claims.table([], "heads").claim.tolist() == [c.sentence for c in claims.CLAIMS if c.table == "heads"]

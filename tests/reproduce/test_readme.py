@@ -1,0 +1,67 @@
+import json
+import shutil
+
+import pytest
+from in_place import ROOT, run_all
+from made_records import records, write
+
+from ccrepro.cli import main
+from ccrepro.reproduce import claims, notebooks, readme, tables
+
+TEXT = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
+
+
+@pytest.fixture
+def finished(root, monkeypatch):
+    """Two finished runs in a clone, and notebooks that are executed without a kernel."""
+    monkeypatch.setattr(notebooks, "run_all", run_all)
+    shutil.copytree(ROOT / "notebooks", root / "notebooks")
+    (root / "README.md").write_text(TEXT)
+    for seed, acc in enumerate((0.123, 0.321)):
+        place(root, seed, scores={"nmi": 0.5, "acc": acc, "ari": 0.5})
+    return root
+
+
+def place(root, seed, departure="", **changes):
+    """Put a published record, with changes, where that of a finished run lies."""
+    record = json.loads((ROOT / f"results/runs/demo/digits/kmeans-pixels-seed{seed}.json").read_text())
+    path = root / f"runs/demo/digits/kmeans-pixels-seed{seed}{departure}/run.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(record | changes))
+
+
+def test_what_is_published_follows_from_finished_runs(finished):
+    place(finished, 1, "+sample=500", overrides={"sample": 500}, commit="unknown")
+    assert main(["publish"]) == 0
+    results = finished / "results"
+    assert {path.stem for path in results.rglob("runs/**/*.json")} == {"kmeans-pixels-seed0", "kmeans-pixels-seed1"}
+    for path in (finished / "README.md", results / "README.md", results / "tables/demo/main_results.md"):
+        assert "0.222 ± 0.140 (2)" in path.read_text()
+    assert (results / "figures/demo/main_results.png").exists()
+    assert {path.stem for path in results.glob("notebooks/demo/*")} == {"00_datasets", "03_main_results"}
+    text = (finished / "README.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert readme.with_results(text) == text
+
+
+@pytest.mark.parametrize("commit", ["c" * 40 + "-dirty", "unknown"])
+def test_what_no_committed_code_has_made_is_not_published(finished, capsys, commit):
+    place(finished, 1, commit=commit)
+    assert main(["publish"]) == 2
+    assert "kmeans-pixels-seed1/run.json" in capsys.readouterr().err
+    assert not (finished / "results").exists()
+    assert (finished / "README.md").read_text() == TEXT
+
+
+def test_index_has_every_claim_once_and_only_rows_that_were_run(root):
+    write(root / "results", records(cc=[0.9, 0.8], views_one=[0.5]))
+    write(root / "results", records("cifar10", "paper", kmeans_pixels=[0.2, 0.2]))
+    holds, demo, paper = (part for part in readme.index().split("\n## ")[1:])
+    assert all(holds.count(claim.sentence) == 1 for claim in claims.CLAIMS)
+    assert "| 0.850 ± 0.071 (2) " in demo
+    assert tables.TABLES["augmentation"].caption in demo
+    assert tables.TABLES["heads"].caption not in demo
+    assert "| 0.200 ± 0.000 (2) | −0.029       | below" in paper
+    assert "| STL-10 " not in paper
+    assert (readme.index() + TEXT).count(tables.RULE) == 1

@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+
+from ccrepro.errors import CheckpointError
+from ccrepro.evaluate import embed
+from ccrepro.model import build
+from ccrepro.reproduce import streams
+from ccrepro.runs.record import Run
+from ccrepro.runs.resume import fit
+
+
+@pytest.fixture
+def model(tiny):
+    return build(tiny, 1).eval()
+
+
+def test_images_are_assigned_the_same_alone_and_together(patterns, tiny, model, monkeypatch):
+    now = [0.0]
+
+    def in_a_second(*arguments):
+        now[0] += 1
+        return embed(*arguments)
+
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    monkeypatch.setattr(streams, "embed", in_a_second)
+    assert streams.assign(tiny, patterns, model) == {
+        "batch_size": [1, 8, 64, 512],
+        "same": [1.0] * 4,
+        "milliseconds": [1000.0] * 4,
+        "images_per_second": [1.0, 8.0, 48.0, 96.0],
+    }
+
+
+def test_an_assignment_that_depends_on_the_batch_is_seen(patterns, tiny, model, monkeypatch):
+    def by_batch(model, images, size):
+        """Another cluster where eight images come together."""
+        return None, np.eye(3)[np.full(len(images), int(len(images) == 8))]
+
+    monkeypatch.setattr(streams, "embed", by_batch)
+    assert streams.assign(tiny, patterns, model)["same"] == [1.0, 0.0, 1.0, 1.0]
+
+
+def test_training_once_sees_each_batch_and_then_never_again(patterns, tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr(streams, "learn", lambda state, images, sizes, steps: seen.append((images.copy(), steps)))
+    curve = streams.train_once(tiny, patterns, steps=2)
+    assert np.array_equal(np.concatenate([images for images, _ in seen]), patterns.images)
+    assert [(len(images), steps) for images, steps in seen] == [(32, 2)] * 3
+    assert curve["images"] == [32, 64, 96]
+
+
+def test_a_finished_run_is_measured(root, patterns, tiny):
+    with pytest.raises(CheckpointError):
+        streams.measure(tiny, patterns)
+    run = Run(tiny, patterns)
+    run.finish(*fit(tiny, patterns, run.report))
+    found = streams.measure(tiny, patterns)
+    assert json.loads((run.folder / "streaming.json").read_text()) == found
+    assert (found["dataset"], found["preset"], found["variant"], found["seed"]) == ("digits", "demo", "cc", 0)
+    assert found["once"]["20"]["nmi"][-1] > found["once"]["1"]["nmi"][-1] + 0.2  # more steps learn more
+    assert not (root / "results").exists()

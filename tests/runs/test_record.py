@@ -1,0 +1,117 @@
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+from ccrepro.errors import DataError, LockedError
+from ccrepro.evaluate import evaluate
+from ccrepro.metrics import accuracy, scores
+from ccrepro.model import build
+from ccrepro.recipes import recipe
+from ccrepro.runs import record
+from ccrepro.runs.record import Run
+from ccrepro.runs.resume import fit
+from ccrepro.runs.weights import load_model
+
+REQUIRED = {"dataset", "variant", "preset", "seed", "config", "scores", "epochs", "seconds", "hardware", "versions"}
+REQUIRED |= {"commit", "data_sha256", "class_names", "examples", "n_images", "packed_shape", "n_clusters_used"}
+
+
+@pytest.fixture
+def done(root, patterns, tiny):
+    this = Run(tiny, patterns)
+    return this, this.finish(*fit(tiny, patterns, this.report))
+
+
+def test_a_record_has_what_tables_and_figures_need(done, patterns, tiny):
+    made = done[1]
+    assert set(made) >= REQUIRED
+    assert set(made["scores"]) == {"nmi", "acc", "ari"}
+    assert made["config"] == dataclasses.asdict(tiny)
+    assert made["overrides"] == {"n_clusters": 3, "batch_size": 32, "epochs": 2}
+    assert len(made["history"]["loss"]) == made["epochs"] == 2
+    assert np.sum(made["contingency"]) == 96
+    assert np.trace(made["contingency"]) / 96 == pytest.approx(made["scores"]["acc"])
+    assert (made["data_sha256"], made["n_images"], made["packed_shape"]) == (patterns.sha256, 96, [1, 8, 8])
+    assert made["hardware"]["cpu"]
+    assert "torch" in made["versions"]
+    json.dumps(made, allow_nan=False)
+
+
+def test_a_record_follows_the_clustering_over_the_epochs(done, patterns, tiny):
+    made = done[1]
+    assert [e["epoch"] for e in made["evolution"]] == [0, 1, 2]
+    assert made["evolution"][-1]["scores"] == made["scores"]
+    untrained = evaluate(tiny, patterns, build(tiny, 1))
+    assert made["evolution"][0]["scores"] == scores(patterns.labels, untrained.labels_pred)
+    assert made["evolution"][0]["cluster"] == untrained.labels_pred.tolist()  # all 96 are pictured
+    assert made["tsne"]["label"] == patterns.labels.tolist()
+    assert made["tsne"]["x"] == made["evolution"][-1]["x"] != made["evolution"][0]["x"]
+
+
+def test_a_run_leaves_its_record_its_model_and_its_clustering_in_its_folder(done, patterns, tiny, root):
+    this, made = done
+    assert this.folder == root / "runs/demo/digits/cc-seed0+n_clusters=3+batch_size=32+epochs=2"
+    assert json.loads((this.folder / "run.json").read_text())["scores"] == made["scores"]
+    assert [path.name for path in root.iterdir()] == ["runs"]  # nothing is published
+    kept = np.load(this.folder / "clustering.npz")
+    assert accuracy(patterns.labels, kept["labels_pred"]) == made["scores"]["acc"]
+    assert kept["features"].shape == (96, 64)
+    model, config, about = load_model(this.folder)
+    assert (config, about) == (tiny, {"channels": 1, "side": 8})
+    assert np.array_equal(evaluate(tiny, patterns, model).labels_pred, kept["labels_pred"])
+
+
+def test_a_baseline_has_a_record_and_no_model(root, digits):
+    this = Run(recipe("digits", variant="kmeans-pixels", seed=3), digits)
+    made = this.finish(None, [], commit="abc", ranks=2)
+    assert this.folder == root / "runs/demo/digits/kmeans-pixels-seed3"
+    assert (made["epochs"], made["commit"], made["hardware"]["ranks"], made["hardware"]["gpu"]) == (0, "abc", 2, None)
+    assert json.loads((this.folder / "run.json").read_text()) == json.loads(json.dumps(made))
+    assert not (this.folder / "model.safetensors").exists()
+
+
+def test_maps_are_added_elsewhere_to_the_record_of_the_same_run_alone(done, patterns):
+    this, made = done
+    bare = {name: value for name, value in made.items() if name not in ("evolution", "tsne")}
+    assert record.complete(bare, this.folder, patterns) == made
+    with pytest.raises(DataError, match="their SHA-256 differ"):
+        record.complete(bare, this.folder, dataclasses.replace(patterns, sha256="other"))
+    np.savez(this.folder / "clustering.npz", labels_pred=patterns.labels)
+    with pytest.raises(DataError, match=r"score .*, its record says"):
+        record.complete(bare, this.folder, patterns)
+
+
+def test_without_opentsne_a_run_has_a_record_without_maps(root, patterns, tiny, monkeypatch, capsys):
+    def absent(features):
+        raise ImportError
+
+    monkeypatch.setattr(record, "tsne", absent)
+    this = Run(tiny, patterns)
+    made = this.finish(*fit(tiny, patterns, this.report))
+    assert [set(e) for e in made["evolution"]] == [{"epoch", "scores", "n_clusters_used"}] * 3
+    assert "tsne" not in made
+    assert "openTSNE is not installed" in capsys.readouterr().out
+
+
+def test_a_run_logs_every_epoch_and_prints_now_and_then(root, patterns, tiny, capsys):
+    this = Run(dataclasses.replace(tiny, epochs=50), patterns)
+    model = build(tiny, 1)
+    for epoch in range(1, 51):
+        this.report({"epoch": epoch, "loss": 7.0, "entropy": 1.0, "largest_share": 0.4, "seconds": 0.1}, model)
+    assert [json.loads(line)["epoch"] for line in this.log.path.read_text().splitlines()] == list(range(1, 51))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2  # the first and the last
+    assert "epoch 1/50" in lines[0]
+    assert "s left" in lines[0]
+    assert "epoch 50/50" in lines[1]
+
+
+def test_a_second_writer_is_told_who_has_the_folder(root, patterns, tiny):
+    this = Run(tiny, patterns)
+    with pytest.raises(LockedError, match=f"is locked by process {os.getpid()} on "):
+        Run(tiny, patterns)
+    this._lock.release()
+    Run(tiny, patterns)

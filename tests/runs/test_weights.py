@@ -1,0 +1,106 @@
+import dataclasses
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from ccrepro.errors import CheckpointError
+from ccrepro.model import build
+from ccrepro.recipes import recipe
+from ccrepro.runs.weights import load_model, read_pickle, read_sealed, read_tensors, save_model, save_sealed
+
+
+class Hostile:
+    """Unpickled, it leaves a file behind."""
+
+    def __reduce__(self):
+        return (open, ("was-here", "w"))
+
+
+@pytest.fixture
+def model():
+    return build(recipe("digits", seed=1), 1)
+
+
+@pytest.fixture
+def path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path / "model.safetensors"
+    assert not (tmp_path / "was-here").exists()
+
+
+def test_a_model_comes_back_with_its_settings_and_facts(path, model):
+    config = recipe("digits", seed=1)
+    save_model(model, config, path, side=8, about=[0.1, "é"])
+    for place in (path, path.parent):
+        again, settings, facts = load_model(place)
+        assert (settings, facts, again.training) == (config, {"channels": 1, "side": 8, "about": [0.1, "é"]}, False)
+        assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_any_layout_of_tensors_survives_and_equal_ones_make_equal_files(tmp_path):
+    last = torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tensors = {"last": last, "turned": torch.arange(12).view(3, 4).T, "one": torch.tensor(7)}
+    paths = [save_sealed(tmp_path / str(i), tensors, {"a": 1, "b": 2}) for i in range(20)]
+    found, facts = read_sealed(paths[0])
+    assert facts == {"a": 1, "b": 2}
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in found.items())
+    assert len({path.read_bytes() for path in paths}) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "is empty: 0 bytes"),
+        (b"<!DOCTYPE html><html>404</html>", "is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "is a pointer of git-lfs"),
+        (pickle.dumps(Hostile(), protocol=2), "is a pickle or a zip, which is never loaded since it can run code"),
+        (b"just text that goes on", "is cut off or damaged: 22 bytes"),
+    ],
+    ids=lambda value: value[:12] if isinstance(value, str) else "",
+)
+def test_a_file_of_another_kind_is_called_what_it_is(path, content, says):
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=says):
+        load_model(path)
+    with pytest.raises(CheckpointError) as caught:
+        read_pickle(path)
+    assert "weights_only" not in str(caught.value)  # torch's advice, which is no advice
+
+
+def test_torchs_own_format_is_no_safetensors_and_is_read_only_where_it_holds_tensors_alone(path):
+    torch.save({"w": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="a pickle or a zip"):
+        read_tensors(path)
+    assert read_pickle(path)["w"].tolist() == [1, 1]
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(CheckpointError, match="is cut off or damaged"):
+        read_pickle(path)
+    torch.save({"w": Hostile()}, path)
+    with pytest.raises(CheckpointError, match=r"holds more than tensors: (io|_io)\.open\. A pickle can run code\."):
+        read_pickle(path)
+
+
+def test_a_model_that_is_absent_cut_off_not_finite_or_without_settings(path, model):
+    with pytest.raises(CheckpointError, match=f"Cannot read {path}: No such file or directory"):
+        load_model(path)
+    size = save_model(model, recipe("digits"), path).stat().st_size
+    os.truncate(path, size // 2)
+    with pytest.raises(CheckpointError, match=f"cut off or damaged: {size // 2:,} bytes"):
+        load_model(path)
+    save_file({"w": torch.ones(2)}, path)
+    with pytest.raises(CheckpointError, match="holds weights without their settings"):
+        load_model(path)
+    model.cluster_head[0].weight.data[0, 0] = float("nan")
+    with pytest.raises(CheckpointError, match=r"Values of cluster_head\.0\.weight in .* are not finite"):
+        load_model(save_model(model, recipe("digits"), path))
+
+
+def test_a_model_of_another_version_is_told_as_such(path, model):
+    other = dataclasses.asdict(recipe("digits", n_clusters=7))
+    for config in ({"no_such_setting": 1}, {"backbone": "vgg"}, other, None):
+        save_sealed(path, model.state_dict(), {"config": config, "channels": 1} if config else {})
+        with pytest.raises(CheckpointError, match=r"was saved by another version \(.*\)\. Train it again"):
+            load_model(path)

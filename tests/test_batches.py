@@ -1,0 +1,85 @@
+import dataclasses
+import threading
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from ccrepro import augmentations, batches
+from ccrepro.batches import epoch_generator, epoch_pairs, first_pairs, pairs, passes
+from ccrepro.recipes import recipe
+
+
+@pytest.fixture
+def tensors(patterns):
+    return torch.from_numpy(patterns.images), torch.from_numpy(patterns.sizes)
+
+
+def test_every_image_comes_once_and_the_rest_is_left_out(tiny):
+    images = torch.arange(70, dtype=torch.uint8).view(70, 1, 1, 1).expand(70, 1, 8, 8)
+    config = dataclasses.replace(tiny, views="none")
+    found = [(a[:, 0, 0, 0] * 255).round().int() for a, _ in pairs(images, torch.full((70, 2), 8), config, epoch=0)]
+    assert [len(each) for each in found] == [32, 32]
+    assert len(torch.cat(found).unique()) == 64
+
+
+def test_each_epoch_has_its_own_order_and_draws(tensors, tiny):
+    first, second, again = (next(pairs(*tensors, tiny, epoch=e))[0] for e in (0, 1, 0))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("views", "equal"), [("both", False), ("one", False), ("none", True)])
+def test_views_are_augmented_as_table_3_says(patterns, tensors, tiny, views, equal):
+    config = dataclasses.replace(tiny, views=views)
+    a, b = next(pairs(*tensors, config, epoch=0))
+    order = torch.randperm(96, generator=epoch_generator(tiny.seed, 0))[:32]
+    unaugmented = augmentations.eval_view(tensors[0][order], 8)
+    assert torch.equal(a, b) == equal
+    assert torch.equal(b, unaugmented) == (views != "both")
+    assert torch.equal(a, unaugmented) == (views == "none")
+    assert_close(first_pairs(patterns, config), (unaugmented, a, b), rtol=0, atol=0)
+
+
+def test_generators_differ_by_seed_epoch_pass_and_block():
+    numbers = [(s, e, n) for s in range(3) for e in range(3) for n in range(4)]
+    assert len({tuple(torch.rand(3, generator=epoch_generator(*each)).tolist()) for each in numbers}) == 36
+
+
+def test_ranks_make_the_views_of_one_process_in_parts(tensors, tiny):
+    whole = list(pairs(*tensors, tiny, epoch=0))
+    parts = (pairs(*tensors, tiny, epoch=0, rows=slice(start, start + 16)) for start in (0, 16))
+    joined = [tuple(map(torch.cat, zip(*both, strict=True))) for both in zip(*parts, strict=True)]
+    assert_close(joined, whole, rtol=0, atol=1e-6)
+
+
+def test_an_epoch_may_be_taken_up_at_any_step(tensors, tiny):
+    whole = list(pairs(*tensors, tiny, epoch=0))
+    assert len(whole) == 3
+    for first in range(3):
+        assert_close(list(pairs(*tensors, tiny, epoch=0, first=first)), whole[first:], rtol=0, atol=0)
+
+
+def test_unlabeled_images_are_a_pass_of_their_own(patterns):
+    """§4.2, STL-10: first all unlabeled images for the instance loss alone, then the others for both."""
+    config = recipe("stl10", "paper", image_size=8, batch_size=32)
+    parts = passes(config, dataclasses.replace(patterns, unlabeled=patterns.images.repeat(2, 0)))
+    whole = list(epoch_pairs(parts, config, epoch=0))
+    assert [both for *_, both in whole] == [False] * 6 + [True] * 3
+    for first in (4, 6, 8):
+        assert_close(list(epoch_pairs(parts, config, epoch=0, first=first)), whole[first:], rtol=0, atol=0)
+
+
+def test_streamed_batches_are_the_indexed_ones(tensors):
+    order, cpu = torch.randperm(96).view(8, 12), torch.device("cpu")
+    streamed, indexed = (fetch(tensors[0], order, cpu) for fetch in (batches._streamed, batches._indexed))
+    assert all(torch.equal(a, b) for a, b in zip(streamed, indexed, strict=True))
+
+
+def test_streamed_batches_are_moved_by_the_thread_that_trains(tensors, monkeypatch):
+    """CUDA's current device is a thread's own: another thread would move the batches of every rank to the first GPU."""
+    threads, real = [], torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "to", lambda *a, **k: threads.append(threading.current_thread()) or real(*a, **k))
+    found = list(batches._streamed(tensors[0], torch.randperm(96).view(8, 12), torch.device("meta")))
+    assert {batch.device.type for batch in found} == {"meta"}
+    assert threads == [threading.current_thread()] * 8
