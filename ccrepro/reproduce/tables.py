@@ -133,14 +133,14 @@ def table(name: str, runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
 
 
 def missing(name: str, runs: pd.DataFrame) -> str:
-    """What of a table the paper prints and nobody here has run, in one line; nothing where all was run."""
+    """What of a table the paper prints and nobody here has run, in one line; nothing where all was run, or none."""
     parts, printed = [], [cell for cell in cells(name, runs) if cell.printed]
     for dataset in dict.fromkeys(cell.dataset for cell in printed):
         own = [cell for cell in printed if cell.dataset == dataset]
         open_ = [cell.row.label for cell in own if not len(cell.runs)]
         if open_:
             parts.append(f"{DATASETS[dataset].title} ({'all' if len(open_) == len(own) else ', '.join(open_)})")
-    return f"Without a run here: {'; '.join(parts)}." if parts else ""
+    return f"Without a run here: {'; '.join(parts)}." if parts and any(len(cell.runs) for cell in printed) else ""
 
 
 def counted(values: np.ndarray, note: str = "") -> str:
