@@ -261,7 +261,7 @@ def _reproduce(options: argparse.Namespace) -> None:
     variants = options.variants or default_variants(options.preset)
     planned = plan.plan(options.preset, datasets, variants, options.seeds or [0, 1, 2], options.runs_dir)
     gpus, at_once = _workers(options.jobs)
-    print(plan.describe(planned, at_once), file=sys.stderr, flush=True)
+    print(plan.describe(planned, at_once), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
     if not options.dry_run:
         plan.reproduce(planned, at_once, gpus, options.runs_dir, options.data_dir)
         return
