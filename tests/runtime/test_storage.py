@@ -52,7 +52,7 @@ def test_sweep_removes_what_a_killed_writer_left_and_nothing_else(tmp_path):
 
 
 def test_a_lock_names_its_owner_and_is_free_when_that_is_killed_even_if_its_child_lives_on(tmp_path):
-    code = "held = lock(Path(sys.argv[1])); os.fork() and print('has', flush=True); time.sleep(60)"
+    code = "held = lock(Path(sys.argv[1])); os.fork() or print('has', flush=True); time.sleep(60)"
     owner = start(code, tmp_path, start_new_session=True)
     try:
         assert owner.stdout.readline() == "has\n"
