@@ -6,6 +6,7 @@ and ``unlabeled.npy``, ``rows.npy`` where bad files were left out (the others' p
 where all of that fits; otherwise it is made anew. No array is ever in memory as a whole: a packed set may be larger.
 """
 
+import functools
 import hashlib
 import json
 import os
@@ -145,10 +146,15 @@ def _good(scratch: Path, source: Files, sizes: list[Any], skip_bad: bool) -> tup
 def _decode_into(images: Path, side: int, row: int, path: Path) -> tuple[int, int] | str:
     """Decode a file into its row; returns its (height, width), or what is wrong with it."""
     try:
-        np.load(images, mmap_mode="r+")[row], size = decode(path, side)
+        _mapped(images)[row], size = decode(path, side)
     except BadImage as error:
         return str(error)
     return size
+
+
+@functools.cache
+def _mapped(images: Path) -> np.ndarray:
+    return np.load(images, mmap_mode="r+")  # once in each worker
 
 
 def _sha256(path: Path) -> str:

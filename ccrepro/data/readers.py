@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from ccrepro.data.images import image_files
 from ccrepro.data.synsets import CIFAR100_SUPERCLASS, CIFAR100_SUPERCLASS_NAMES
@@ -42,6 +41,8 @@ class Files(NamedTuple):
 
 def digits() -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8×8; their 17 grey values 0 … 16 are spread over 0 … 255."""
+    from sklearn.datasets import load_digits  # late: a second that a mistake on the command line need not wait
+
     pixels, labels = load_digits(return_X_y=True)
     images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     return Arrays(images, labels.astype(np.int64), [str(d) for d in range(10)])

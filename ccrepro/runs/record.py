@@ -130,8 +130,7 @@ class Run:
     def _keep(self, epoch: int, clustering: Clustering) -> None:
         """The assignments after an epoch, and the features of the images that are pictured."""
         rows = map_rows(len(clustering.features)) if epoch in _pictured(self.config) else []
-        arrays = {"labels_pred": clustering.labels_pred, "features": clustering.features[rows]}
-        _save_arrays(_kept(self.folder, epoch), **arrays)
+        _save_arrays(_kept(self.folder, epoch), labels_pred=clustering.labels_pred, features=clustering.features[rows])
 
     def _record(self, clustering: Clustering, history: list[Epoch], made_by: dict[str, Any]) -> dict[str, Any]:
         """Everything the tables and figures need of a run, as plain JSON values."""
@@ -232,8 +231,7 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def hardware(model: ContrastiveClusteringModel | None) -> dict[str, Any]:
     """Names of what the run ran on."""
-    on_gpu = model is not None and next(model.parameters()).is_cuda
-    gpu = torch.cuda.get_device_name() if on_gpu else None
+    gpu = torch.cuda.get_device_name() if model is not None and next(model.parameters()).is_cuda else None
     return {"cpu": cpu_name(), "cores": os.cpu_count(), "gpu": gpu, "threads": torch.get_num_threads()}
 
 

@@ -27,8 +27,7 @@ class Ranks:
 
     def rows(self, n_images: int) -> slice:
         """This rank's rows of a global batch."""
-        share = n_images // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
+        return slice(*(rank * n_images // self.size for rank in (self.rank, self.rank + 1)))
 
     def gather(self, x: Tensor) -> Tensor:
         """The rows of all ranks: (n, F) → (N, F), in the order of the global batch. Gradients flow back."""
@@ -54,9 +53,8 @@ class Together(Ranks):
     """One of several processes that torchrun started."""
 
     def __init__(self, device: torch.device):
-        self.local = distributed.get_node_local_rank()
         if device.type == "cuda":
-            torch.cuda.set_device(self.local)
+            torch.cuda.set_device(distributed.get_node_local_rank())
         distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         self.host = distributed.new_group(backend="gloo")  # in whose calls no rank waits for its GPU
