@@ -28,6 +28,7 @@ from ccrepro.runtime.signals import end_with_parent
 from ccrepro.runtime.storage import atomic_write
 
 VERSION = 2
+_mapped = functools.cache(functools.partial(np.load, mmap_mode="r+"))  # opened once in each worker
 CHUNK = 256  # files that a process takes at once
 
 
@@ -150,11 +151,6 @@ def _decode_into(images: Path, side: int, row: int, path: Path) -> tuple[int, in
     except BadImage as error:
         return str(error)
     return size
-
-
-@functools.cache
-def _mapped(images: Path) -> np.ndarray:
-    return np.load(images, mmap_mode="r+")  # once in each worker
 
 
 def _sha256(path: Path) -> str:
