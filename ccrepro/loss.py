@@ -4,53 +4,24 @@ Letters: N images, D instance dimension, K clusters, M vectors of F numbers.
 """
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-MIN_TEMPERATURE = 0.025  # below this, the contrast is computed in double precision
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float) -> Tensor:
-    """Mean over 2M vectors of -log softmax of the positive's cosine among the 2M - 1 others [eqs. 1-3 and 4-5].
+    """The contrastive loss of eqs. 1-3 and 4-5: each vector's positive is told from the 2M - 2 others by its cosine.
 
-    a, b: (M, F), row i of one is the positive of row i of the other; they need not be normalised. Returns a scalar.
-    As in the authors' code, a vector is not compared with itself.
+    a, b: (M, F), row i of one is the positive of row i of the other; they need not be normalised. Returns the mean of
+    the 2M cross-entropies, a scalar. As in the authors' code, a vector is not compared with itself.
     """
-    return _Contrast.apply(F.normalize(torch.cat((a, b)), dim=1), temperature)
-
-
-class _Contrast(torch.autograd.Function):
-    """The loss and its gradient in one go: of the (2M, 2M) similarities nothing is kept.
-
-    Let E = exp(S - 1 / t) for the similarities S = X Xᵀ / t, without its diagonal, and w the inverse sums of its rows.
-    The gradient of the summed loss by the unit vectors X is ((P + Pᵀ) X - 2 Y) / t with the softmax P = diag(w) E, and
-    row i of Y the positive of row i of X. E is symmetric, so P + Pᵀ = E ∘ (w 1ᵀ + 1 wᵀ).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, temperature: float) -> Tensor:
-        # The smallest entry of E is exp(-2 / t), the smallest float32 is near exp(-87).
-        rows = vectors.double() if temperature < MIN_TEMPERATURE else vectors
-        scaled, positives = rows / temperature, rows.roll(len(rows) // 2, 0)
-        largest = rows.new_full((), -1 / temperature)  # filled there: a tensor made here would have to be waited for
-        e = torch.addmm(largest, scaled, rows.T).exp_()
-        e.fill_diagonal_(0)
-        sums = e.sum(1)
-        loss = sums.log().sum() + len(rows) / temperature - (scaled * positives).sum()
-        weights = 1 / sums
-        e *= weights[:, None] + weights
-        gradient = torch.addmm(positives, e, rows, beta=-2)
-        ctx.save_for_backward((gradient / (temperature * len(rows))).to(vectors.dtype))
-        return (loss / len(rows)).to(vectors.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None]:
-        return ctx.saved_tensors[0] * upstream, None
+    vectors = torch.cat((a, b))
+    vectors = F.normalize(vectors.to(torch.promote_types(vectors.dtype, torch.float32)), dim=1)
+    similarities = vectors @ vectors.T / temperature  # (2M, 2M)
+    similarities.fill_diagonal_(-torch.inf)
+    positives = torch.arange(len(vectors), device=vectors.device).roll(len(a))
+    return F.cross_entropy(similarities, positives)
 
 
 def instance_loss(z_a: Tensor, z_b: Tensor, temperature: float = 0.5) -> Tensor:
