@@ -193,7 +193,7 @@ def _train(options: argparse.Namespace) -> None:
             return
         run = Run(config, images, options.runs_dir, tensorboard=options.tensorboard)
         trained = fit(config, images, run.report, run.checkpoints, ranks)
-    record = run.finish(*trained, options.commit, ranks.size)
+    record = run.finish(*trained, options.commit)
     print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {run.folder}/run.json")
 
 

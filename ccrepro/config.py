@@ -83,8 +83,10 @@ class Config:
     grayscale: float = option(0.2, between(0, 1), "probability of dropping colour [§4.2: as SimCLR]")
     blur: float = option(0.0, between(0, 1), "probability of a Gaussian blur [§4.2: off on four data sets]")
 
-    backbone: str = option("resnet34", one_of("resnet18", "resnet34", "resnet50", "small"), "[§4.2, Table 5]")
-    stem: str = option("imagenet", one_of("imagenet", "cifar"), "7×7 stride 2 and max-pool, or 3×3 [code]")
+    backbone: str = option(
+        "resnet34", one_of("resnet18", "resnet34", "resnet50", "small", "fast-s", "fast-m"), "[§4.2, Table 5]"
+    )
+    stem: str = option("imagenet", one_of("imagenet", "cifar"), "of a ResNet: 7×7 stride 2 and max-pool, or 3×3 [code]")
     normalize: bool = option(False, ANY, "give the network pixels of mean 0 and deviation 1 per channel [code: no]")
     instance_dim: int = option(128, at_least(2), "D, width of the instance head's output [§4.2]")
     heads: str = option("both", one_of("both", "instance", "cluster", "shared"), "one, both, or one for two [Table 4]")
@@ -98,7 +100,9 @@ class Config:
     entropy_weight: float = option(1.0, at_least(0), "of the entropy term; 1 in the paper [eq. 6]")
 
     unlabeled: bool = option(False, ANY, "first a pass over the unlabeled images, instance loss only [§4.2: STL-10]")
-    optimizer: str = option("adam", one_of("adam", "sgd"), "sgd with momentum 0.9 [§4.2: Adam]")
+    optimizer: str = option(
+        "adam", one_of("adam", "sgd", "nesterov"), "sgd with momentum 0.9, nesterov with Nesterov's [§4.2: Adam]"
+    )
     lr: float = option(3e-4, above(0), "learning rate, at its highest [§4.2]")
     weight_decay: float = option(0.0, at_least(0), "of all weights [§4.2: none]")
     schedule: str = option("constant", one_of("constant", "cosine"), "of the learning rate [§4.2: constant]")
@@ -116,6 +120,8 @@ class Config:
             object.__setattr__(self, f.name, _valid(f, getattr(self, f.name)))
         if not self.epochs and self.variant != "untrained":
             raise ConfigError("epochs is 0. Write epochs=1, or variant=untrained.")
+        if self.backbone.startswith("fast") and self.image_size < 9:  # three times halved, nothing would be left
+            raise ConfigError(f"image_size is {self.image_size}, but {self.backbone} needs at least 9 pixels.")
 
     @property
     def map_side(self) -> int:

@@ -3,20 +3,25 @@
 Letters: N images, D instance dimension, K clusters.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 from ccrepro.augmentations import eval_view
 from ccrepro.baselines import BASELINES, kmeans
+from ccrepro.batches import pairs
 from ccrepro.config import Config
 from ccrepro.data import ImageSet, as_tensor
 from ccrepro.metrics import matched_classes, scores
 from ccrepro.model import ContrastiveClusteringModel
 
+COSINE_BINS = 40
 PIXELS = 2**23  # values of pixels that are made floats at once in evaluation: 55 images of 224 pixels in colour
 
 
@@ -53,7 +58,7 @@ def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel |
 
 @torch.inference_mode()
 def embed(
-    model: ContrastiveClusteringModel, images: torch.Tensor, size: int, batch_size: int = 500
+    model: ContrastiveClusteringModel, images: Tensor, size: int, batch_size: int = 500
 ) -> tuple[np.ndarray, np.ndarray]:
     """z (N, D) and p (N, K) of unaugmented images: uint8 (N, C, H, W), resized to ``size``; float32 arrays.
 
@@ -99,9 +104,31 @@ def examples(labels: np.ndarray, clustering: Clustering, n_clusters: int, n: int
     }
 
 
-def map_rows(n_images: int, n_points: int = 600) -> np.ndarray:
-    """The images that are pictured in maps of the feature space: at most ``n_points``, drawn at random, sorted."""
-    return np.sort(np.random.default_rng(0).permutation(n_images)[:n_points])
+@torch.inference_mode()
+def cosine_histograms(config: Config, data: ImageSet, model: ContrastiveClusteringModel) -> dict[str, list[int]]:
+    """How the cosines of positive and of negative pairs are distributed, of rows and of columns [Fig. 3].
+
+    Counts in `COSINE_BINS` equal bins from -1 to 1, under ``instance_positive``, ``instance_negative``,
+    ``cluster_positive`` and ``cluster_negative``. They are of batches of the training's size of a tenth of the images,
+    at most 2,000, whose two views are the same at every call.
+    """
+    model.eval()
+    rows = fixed_rows(len(data.images), max(config.batch_size, min(2000, len(data.images) // 10)))
+    counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(COSINE_BINS))
+    for views in pairs(as_tensor(data.images[rows]), as_tensor(data.sizes[rows]), config, epoch=0):
+        (z_a, p_a), (z_b, p_b) = map(model, views)
+        for head, a, b in (("instance", z_a, z_b), ("cluster", p_a.T, p_b.T)):
+            vectors = F.normalize(torch.cat((a, b)), dim=1)  # (2M, F)
+            cosines, m = vectors @ vectors.T, len(a)
+            same = torch.eye(m, dtype=torch.bool, device=cosines.device).repeat(2, 2)
+            for name, found in (("positive", cosines.diagonal(m)), ("negative", cosines[~same])):
+                counts[f"{head}_{name}"] += found.clamp(-1, 1).histc(COSINE_BINS, -1, 1).cpu()
+    return {name: count.int().tolist() for name, count in counts.items()}
+
+
+def fixed_rows(n_images: int, n: int) -> np.ndarray:
+    """At most n images that stand for all, the same at every call, sorted; those of a smaller n are among them."""
+    return np.sort(np.random.default_rng(0).permutation(n_images)[:n])
 
 
 def tsne(features: Sequence[np.ndarray], seed: int = 0) -> list[dict[str, list[float]]]:

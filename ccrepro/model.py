@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ccrepro.backbones import Backbone
+from ccrepro.backbones import BACKBONES
 from ccrepro.config import Config
 
 
@@ -31,10 +31,9 @@ class ContrastiveClusteringModel(nn.Module):
 
     def __init__(self, config: Config, channels: int = 3):
         super().__init__()
-        self.backbone = Backbone(config.backbone, config.stem, channels)
-        self.shared = config.heads == "shared"
-        if config.normalize:
-            self.standardize = Standardize(channels)
+        self.channels, self.shared = channels, config.heads == "shared"
+        self.standardize = Standardize(channels) if config.normalize else nn.Identity()
+        self.backbone = BACKBONES[config.backbone](config.stem, channels)
         self.instance_head = self._head(config.instance_dim)
         self.cluster_head = self._head(config.n_clusters)
         if self.shared:
@@ -45,9 +44,7 @@ class ContrastiveClusteringModel(nn.Module):
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, n_outputs))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if hasattr(self, "standardize"):
-            x = self.standardize(x)
-        features = self.backbone(x)
+        features = self.backbone(self.standardize(x))
         p = F.softmax(_full(self.cluster_head(features)), dim=1)
         z = F.normalize(p if self.shared else _full(self.instance_head(features)), dim=1)
         return z, p

@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ccrepro import batches
+from ccrepro.augmentations import eval_view
+from ccrepro.backbones import FastNetwork
 from ccrepro.config import Config
-from ccrepro.data import ImageSet
+from ccrepro.data import ImageSet, as_tensor
 from ccrepro.errors import NumericalError
 from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, pair_cosines
 from ccrepro.model import ContrastiveClusteringModel, build
@@ -42,7 +44,13 @@ METRIC_NAMES = (
     *(f"cluster_{name}" for name in ("positive", "positive_sd", "negative", "negative_sd")),
     *("entropy", "largest_share", "clusters_used"),
 )
+OPTIMIZERS = {
+    "adam": torch.optim.Adam,
+    "sgd": functools.partial(torch.optim.SGD, momentum=0.9),
+    "nesterov": functools.partial(torch.optim.SGD, momentum=0.9, nesterov=True),
+}
 USED_LOSSES = {"both": (1, 1), "shared": (1, 1), "instance": (1, 0), "cluster": (0, 1)}  # instance, cluster
+WHITENED_PIXELS = 2**21  # of which patches are taken for the whitening: 5,000 images of 20 pixels
 CHECKED_STEPS = 50  # steps between two looks at a GPU's numbers; on a CPU every step is looked at
 
 
@@ -75,16 +83,11 @@ def start(config: Config, data: ImageSet, model: ContrastiveClusteringModel | No
     check_fits(config, len(data.images), data.name)
     if model is None:
         model = build(config, data.images.shape[1])
-        if config.normalize:
-            mean, deviation = channel_statistics(data.images)
-            model.standardize.mean.copy_(mean[:, None, None])
-            model.standardize.deviation.copy_(deviation[:, None, None])
+        fit_input(model, config, data.images)
     config = resolve(config)
     model = model.to(config.device, memory_format=torch.channels_last)
-    if config.optimizer == "adam":
-        optimizer = torch.optim.Adam(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
-    else:
-        optimizer = torch.optim.SGD(model.parameters(), config.lr, 0.9, weight_decay=config.weight_decay, fused=True)
+    make = OPTIMIZERS[config.optimizer]
+    optimizer = make(model.parameters(), config.lr, weight_decay=config.weight_decay, fused=True)
     return State(config, model, optimizer, model)
 
 
@@ -199,6 +202,18 @@ def _close_epoch(state: State, before: float, began: float) -> None:
     means = dict(zip(METRIC_NAMES, torch.stack(state.steps).mean(0).tolist(), strict=True))
     state.history.append({"epoch": state.epoch + 1, **means, "seconds": state.seconds})
     state.epoch, state.steps, state.checked, state.seconds = state.epoch + 1, [], 0, 0.0
+
+
+def fit_input(model: ContrastiveClusteringModel, config: Config, images: np.ndarray) -> None:
+    """Set what the model knows of its input from the start: the channels' statistics, and the whitening of patches."""
+    if config.normalize:
+        mean, deviation = channel_statistics(images)
+        model.standardize.mean.copy_(mean[:, None, None])
+        model.standardize.deviation.copy_(deviation[:, None, None])
+    if isinstance(model.backbone, FastNetwork):
+        n = min(len(images), max(1, WHITENED_PIXELS // config.image_size**2))
+        rows = np.linspace(0, len(images) - 1, n).astype(int)
+        model.backbone.whiten(model.standardize(eval_view(as_tensor(images[rows]), config.image_size)))
 
 
 def channel_statistics(images: np.ndarray, at_once: int = 2**20) -> tuple[Tensor, Tensor]:

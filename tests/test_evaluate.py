@@ -7,7 +7,7 @@ from sklearn.cluster import KMeans
 from torch.testing import assert_close
 
 from ccrepro.augmentations import eval_view
-from ccrepro.evaluate import Clustering, embed, evaluate, examples, map_rows, score, tsne
+from ccrepro.evaluate import Clustering, embed, evaluate, examples, fixed_rows, score, tsne
 from ccrepro.model import build
 from ccrepro.recipes import recipe
 
@@ -74,10 +74,10 @@ def test_maps_keep_neighbours_and_place_earlier_features_beside_their_like(gener
 
 
 def test_images_of_a_map_are_drawn_once_and_for_all():
-    assert map_rows(50).tolist() == list(range(50))
-    rows = map_rows(60_000)
+    assert fixed_rows(50, 600).tolist() == list(range(50))
+    rows = fixed_rows(60_000, 600)
     assert len(set(rows)) == 600
-    assert np.array_equal(rows, map_rows(60_000))
+    assert np.array_equal(rows, fixed_rows(60_000, 600))
     assert (np.diff(rows) > 0).all()
     assert rows.max() > 59_000
 

@@ -3,7 +3,7 @@ import torch
 import torchvision
 from torch.testing import assert_close
 
-from ccrepro.backbones import Backbone
+from ccrepro.backbones import BACKBONES
 from ccrepro.model import build
 from ccrepro.recipes import recipe
 
@@ -18,7 +18,7 @@ def count(module):
 def test_backbone_is_torchvisions_without_classifier(name):
     theirs = torchvision.models.get_model(name, weights=None)
     theirs.fc = torch.nn.Identity()
-    ours = Backbone(name, "imagenet")
+    ours = BACKBONES[name]("imagenet")
     ours.load_state_dict(theirs.state_dict())  # the same keys and shapes
     assert count(ours) == PARAMETERS[name]
     x = torch.rand(2, 3, 64, 64)
@@ -35,7 +35,7 @@ def test_published_model_has_the_published_size():
 
 
 def test_cifar_stem_keeps_the_resolution():
-    backbone = Backbone("resnet18", "cifar")
+    backbone = BACKBONES["resnet18"]("cifar")
     shapes = {}
     backbone.layer1.register_forward_hook(lambda module, x, y: shapes.update(layer1=y.shape))
     assert backbone(torch.rand(2, 3, 32, 32)).shape == (2, 512)
@@ -44,7 +44,7 @@ def test_cifar_stem_keeps_the_resolution():
 
 
 def test_convolutions_start_with_kaimings_fan_out():
-    weight = Backbone("resnet18", "imagenet").layer3[1].conv1.weight
+    weight = BACKBONES["resnet18"]("imagenet").layer3[1].conv1.weight
     assert weight.std().item() == pytest.approx((2 / (256 * 9)) ** 0.5, rel=0.02)
 
 
@@ -82,3 +82,33 @@ def test_a_shared_head_gives_both_losses_one_matrix():
     z, p = build(recipe("digits", variant="shared-head"), 1)(torch.rand(5, 1, 8, 8))
     assert_close(z, p / p.norm(dim=1, keepdim=True))
     assert z.shape == (5, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "widths", "weights"), [("fast-s", (32, 128, 128), 496_824), ("fast-m", (64, 256, 256), None)]
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_fast_networks_have_the_layout_of_the_speed_run(name, widths, weights, channels):
+    network = BACKBONES[name]("cifar", channels)
+    if weights and channels == 3:
+        assert count(network) == weights
+    assert network.n_features == widths[-1]
+    assert [block[0].weight.shape[:2] for block in network.blocks] == list(
+        zip(widths, (8 * channels, *widths), strict=False)
+    )
+    for side in (9, 16, 20, 32):
+        assert network(torch.rand(2, channels, side, side)).shape == (2, widths[-1])
+    assert torch.equal(network.blocks[1][0].weight[:16, :16, 1, 1], torch.eye(16))  # the first channels hand on
+
+
+def test_whitened_patches_have_unit_covariance_and_the_filters_are_not_trained(generator):
+    mixed = torch.randn(64, 3, 12, 12, generator=generator)
+    smooth = torch.nn.functional.avg_pool2d(mixed, 3, 1)  # neighbours are alike, as in images
+    network = BACKBONES["fast-s"]("cifar")
+    network.whiten(smooth, eps=0.0)
+    network.whitening.bias.data.zero_()
+    seen = network.whitening(smooth).transpose(0, 1).flatten(1)[:12]
+    assert_close(torch.cov(seen), torch.eye(12), atol=1e-3, rtol=0)
+    assert_close(network.whitening.weight[:12], -network.whitening.weight[12:])
+    network(smooth).sum().backward()
+    assert network.whitening.weight.grad is None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
-from ccrepro.evaluate import Clustering, evaluate, map_rows, tsne
+from ccrepro.evaluate import Clustering, evaluate, fixed_rows, tsne
 from ccrepro.metrics import accuracy, mean_sd, scores
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.recipes import STRONG, recipe
@@ -67,7 +67,7 @@ class Watch:
 
     def maps(self) -> list[dict[str, Any]]:
         """``epoch``, ``x``, ``y``, ``cluster`` and ``label`` of some images at each kept epoch, in one embedding."""
-        rows = map_rows(len(self.data.images))
+        rows = fixed_rows(len(self.data.images), 600)
         points = tsne([kept.features[rows] for kept in self.kept.values()])
         return [
             {"epoch": epoch, **xy, "cluster": kept.labels_pred[rows], "label": self.data.labels[rows]}

@@ -214,7 +214,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
                 x = validate_data(self, x, reset=reset, dtype="numeric", ensure_all_finite=False)
                 x = inputs.fold(x, self.image_shape)
             images = inputs.from_array(np.asarray(x), self.value_range)
-        channels = images.shape[1] if reset else self.model_.backbone.conv1.in_channels
+        channels = images.shape[1] if reset else self.model_.channels
         return streaming.in_channels(images, 3 if reset and self.pretrained else channels)
 
 

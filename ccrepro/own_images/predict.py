@@ -101,7 +101,7 @@ def evaluate_authors(path: str, config: Config, data_dir: str) -> None:
 
 
 def _score(model: ContrastiveClusteringModel, config: Config, dataset: str, data_dir: str) -> None:
-    known, channels = data.load(dataset, data_dir), model.backbone.conv1.in_channels
+    known, channels = data.load(dataset, data_dir), model.channels
     if known.labels is None:
         raise ImageError(f"{dataset} has no labels to score with. Use predict.")
     if known.images.shape[1] != channels:

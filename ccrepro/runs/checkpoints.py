@@ -20,6 +20,7 @@ class Checkpoints:
         self.folder, self.every = Path(folder), every_seconds
         self.saved_at, self.cost = time.monotonic(), 0.0
         self.resumed = 0  # times that this run was taken up again
+        self.machine: dict[str, Any] = {}  # what it runs on, and all processors that it ran on
 
     def due(self) -> bool:
         """Whether enough time has gone by since the last one: ``every_seconds``, or more where writing takes long."""
@@ -31,7 +32,8 @@ class Checkpoints:
         Raises `CheckpointError` when the disk does not take it; the earlier ones are unharmed then.
         """
         began = time.monotonic()
-        save_sealed(self.folder / f"checkpoint-{name}.safetensors", tensors, {**facts, "resumed": self.resumed})
+        facts = {**facts, "resumed": self.resumed, "machine": self.machine}
+        save_sealed(self.folder / f"checkpoint-{name}.safetensors", tensors, facts)
         for old in self._paths()[:-KEPT]:
             old.unlink()
         self.saved_at = time.monotonic()

@@ -23,7 +23,7 @@ import torch
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
 from ccrepro.errors import ConfigError, DataError
-from ccrepro.evaluate import Clustering, evaluate, examples, map_rows, score, tsne
+from ccrepro.evaluate import Clustering, cosine_histograms, evaluate, examples, fixed_rows, score, tsne
 from ccrepro.metrics import contingency, scores
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.recipes import overrides, run_name
@@ -37,8 +37,10 @@ PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "openTSNE")
 
 # When the feature space is pictured, as shares of all epochs: Fig. 4 has 0, 20, 50 and 100 of 1,000.
 PICTURED = (0.0, 0.02, 0.05, 0.1, 0.3, 1.0)
+POINTS = 600  # images that are pictured
+SCORED = 10  # times that a run of the full method is scored on its way, evenly spaced, beside these
+FEATURES = 2000  # images whose features are kept each time
 EVERY = 10  # seconds between two lines on the terminal
-SCORED = 20  # times that a run is scored on its way, evenly spaced
 
 
 class EpochLog:
@@ -54,14 +56,14 @@ class EpochLog:
         self.start, self.printed, self.first = time.monotonic(), -math.inf, 0  # first: epoch that is written here
         self.board = _tensorboard(path.parent / "tensorboard") if tensorboard else None
 
-    def write(self, epoch: Epoch) -> None:
+    def write(self, epoch: Epoch, cosines: dict[str, list[int]]) -> None:
         number, now = epoch["epoch"], time.monotonic()
         if not self.first:
             self.first = number
             lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
             storage.atomic_write(self.path, "".join(lines[: number - 1]))
         with self.path.open("a") as file:
-            file.write(json.dumps({**epoch, "epochs": self.epochs}) + "\n")
+            file.write(json.dumps({**epoch, "epochs": self.epochs, "cosines": cosines}) + "\n")
         if self.board:
             for name, value in epoch.items():
                 self.board.add_scalar(name, value, number)
@@ -103,34 +105,37 @@ class Run:
 
     def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
         """Keep an epoch's numbers, and at some epochs the clustering; print a line now and then with the time left."""
+        cosines = cosine_histograms(self.config, self.data, model)
         if self.clusters and epoch["epoch"] in _scored(self.config):
-            self._keep(epoch["epoch"], evaluate(self.config, self.data, model))
+            self._keep(epoch["epoch"], evaluate(self.config, self.data, model), cosines)
         if epoch["epoch"]:
-            self.log.write(epoch)
+            self.log.write(epoch, cosines)
 
     def finish(
-        self, model: ContrastiveClusteringModel | None, history: list[Epoch], commit: str = "", ranks: int = 1
+        self, model: ContrastiveClusteringModel | None, history: list[Epoch], commit: str = ""
     ) -> dict[str, Any]:
         """Cluster and score all images; write weights, assignments and the record, in the run's folder last.
 
-        commit: of the code, where it is no clone that could tell. ranks: the processes that trained.
+        commit: of the code, where it is no clone that could tell.
         """
         clustering = evaluate(self.config, self.data, model)
-        self._keep(self.config.epochs, clustering)
+        cosines = cosine_histograms(self.config, self.data, model) if model is not None else {}
+        self._keep(self.config.epochs, clustering, cosines)
         if model is not None:
             save_model(model, self.config, self.folder / "model.safetensors", side=self.data.images.shape[2])
             _save_arrays(self.folder / "clustering.npz", **dataclasses.asdict(clustering))
-        made_by = {"hardware": hardware(model) | {"ranks": ranks}, "versions": versions()}
+        made_by = {"hardware": hardware(model) | self.checkpoints.machine, "versions": versions()}
         result = self._record(clustering, history, {**made_by, "commit": commit or git_commit()})
         storage.atomic_write(self.folder / "run.json", as_text(result))
         self.checkpoints.clear()
         self._lock.release()
         return result
 
-    def _keep(self, epoch: int, clustering: Clustering) -> None:
-        """The assignments after an epoch, and the features of the images that are pictured."""
-        rows = map_rows(len(clustering.features)) if epoch in _pictured(self.config) else []
-        _save_arrays(_kept(self.folder, epoch), labels_pred=clustering.labels_pred, features=clustering.features[rows])
+    def _keep(self, epoch: int, clustering: Clustering, cosines: dict[str, list[int]]) -> None:
+        """The assignments after an epoch, the features of `FEATURES` fixed images, and the cosines' histograms."""
+        features = clustering.features[fixed_rows(len(clustering.features), FEATURES)]
+        counts = {name: np.array(count) for name, count in cosines.items()}
+        _save_arrays(_kept(self.folder, epoch), labels_pred=clustering.labels_pred, features=features, **counts)
 
     def _record(self, clustering: Clustering, history: list[Epoch], made_by: dict[str, Any]) -> dict[str, Any]:
         """Everything the tables and figures need of a run, as plain JSON values."""
@@ -171,21 +176,25 @@ def _kept(folder: Path, epoch: int) -> Path:
 
 
 def evolution(folder: Path, config: Config, labels: np.ndarray) -> dict[str, Any]:
-    """``evolution``: scores and clusters used at some epochs, in their order; at some of these also ``x``, ``y`` and
-    ``cluster`` of the pictured images, all in one t-SNE embedding (Fig. 4). ``tsne``: the last one, with ``label``.
-    Where openTSNE is not installed there are no maps; `complete` adds them elsewhere."""
+    """``evolution``: scores, clusters used and histograms of cosines at some epochs, in their order; at some of these
+    also ``x``, ``y`` and ``cluster`` of the pictured images, all in one t-SNE embedding (Fig. 4). ``tsne``: the last
+    one, with ``label``. Where openTSNE is not installed there are no maps; `complete` adds them elsewhere."""
     epochs = sorted(_scored(config) | {config.epochs})
     kept = {epoch: _load_arrays(_kept(folder, epoch)) for epoch in epochs if _kept(folder, epoch).exists()}
-    features = {epoch: arrays["features"] for epoch, arrays in kept.items() if len(arrays["features"])}
+    rows, pictured = fixed_rows(len(labels), POINTS), _pictured(config)
+    shown = np.isin(fixed_rows(len(labels), FEATURES), rows)
+    features = {epoch: arrays["features"][shown] for epoch, arrays in kept.items() if epoch in pictured}
     try:
         maps = dict(zip(features, tsne(list(features.values())), strict=True))
     except ImportError:
         print(f"{run_name(config)}  openTSNE is not installed: no maps of the feature space for now", flush=True)
         maps = {}
-    rows, found = map_rows(len(labels)), []
+    found = []
     for epoch, arrays in kept.items():
-        clusters = arrays["labels_pred"]
+        clusters = arrays.pop("labels_pred")
         found.append({"epoch": epoch, "scores": scores(labels, clusters), "n_clusters_used": len(np.unique(clusters))})
+        del arrays["features"]
+        found[-1] |= {"cosines": {name: counts.tolist() for name, counts in arrays.items()}} if arrays else {}
         if epoch in maps:
             found[-1] |= {**maps[epoch], "cluster": clusters[rows].tolist()}
     if not maps:

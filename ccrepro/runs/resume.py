@@ -19,7 +19,7 @@ from ccrepro.errors import CheckpointError, ConfigError, NumericalError
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.runs.checkpoints import Checkpoints
 from ccrepro.runs.weights import sha256
-from ccrepro.runtime.device import within_memory
+from ccrepro.runtime.device import cpu_name, within_memory
 from ccrepro.runtime.distributed import ALONE, Ranks
 from ccrepro.runtime.signals import StopSignal
 from ccrepro.train import Epoch, State, check_finite, resolve, start, train
@@ -51,13 +51,18 @@ def fit(
     run = {"config": dataclasses.asdict(config), "data_sha256": data.sha256, "start_sha256": started}
     _check_ranks(config, run, ranks)
     torch.set_num_threads(config.threads)
+    found = ranks.share(checkpoints.load if checkpoints else lambda: None)
+    if found:  # the precision is fixed when a run starts, whatever this machine would choose
+        config = dataclasses.replace(config, precision=found[2]["machine"]["precision"])
     state = start(resolve(config, ranks.size), data, model)
     if state.config.compile != "off":
         torch.compiler.reset()  # what others compiled counts against our limit of eight, and keeps its memory
     state.network, state.gather, state.rows = ranks.wrap(state.model), ranks.gather, ranks.rows(config.batch_size)
-    found = ranks.share(checkpoints.load if checkpoints else lambda: None)
+    machine = _machine(state, ranks)
     if found:
-        _restore(state, *found, run, ranks)
+        _restore(state, *found, run, machine, ranks)
+    if checkpoints:
+        checkpoints.machine = machine
     if state.epoch == 0 and not state.steps:
         report({"epoch": 0}, state.model)
     with within_memory(f"batch_size {config.batch_size}, image_size {config.image_size}"):
@@ -88,7 +93,7 @@ def _drive(
                 told, due = ranks.agree(stop.signal, checkpoints is not None and checkpoints.due())
                 if checkpoints is not None and (told or due):
                     check_finite(state)
-                    _save(state, checkpoints, run, ranks)
+                    _save(state, checkpoints, run)
                 if told:
                     stop.signal = told  # some rank's
                     ranks.agree(0)  # rank 0 has saved: what launched us ends all once one has left
@@ -100,12 +105,12 @@ def _drive(
             kept = f"The last good checkpoint is {last}." if last else "No checkpoint was written yet."
             raise NumericalError(f"{error} {kept}") from None
         if checkpoints is not None:
-            _save(state, checkpoints, run, ranks)
+            _save(state, checkpoints, run)
         if stop.signal:
             raise stop.error(f"epoch {state.epoch}", saved)
 
 
-def _save(state: State, checkpoints: Checkpoints, run: dict[str, Any], ranks: Ranks) -> None:
+def _save(state: State, checkpoints: Checkpoints, run: dict[str, Any]) -> None:
     tensors = {f"model.{name}": tensor for name, tensor in state.model.state_dict().items()}
     for number, parameter in enumerate(state.model.parameters()):
         slots = state.optimizer.state[parameter]
@@ -114,14 +119,22 @@ def _save(state: State, checkpoints: Checkpoints, run: dict[str, Any], ranks: Ra
         tensors["steps"] = torch.stack(state.steps)
     facts = {"epoch": state.epoch, "history": state.history, "seconds": state.seconds}
     name = f"{state.epoch:06d}-{len(state.steps):06d}"
-    checkpoints.save(name, tensors, {**run, **facts, "machine": _machine(state, ranks)})
+    checkpoints.save(name, tensors, {**run, **facts})
 
 
 def _restore(
-    state: State, path: Path, tensors: dict[str, Tensor], facts: dict[str, Any], run: dict[str, Any], ranks: Ranks
+    state: State,
+    path: Path,
+    tensors: dict[str, Tensor],
+    facts: dict[str, Any],
+    run: dict[str, Any],
+    machine: dict[str, Any],
+    ranks: Ranks,
 ) -> None:
     """Take the run up where a checkpoint left it, on however many ranks, and say so; warn where its last bits may
-    differ from now on. Raises `CheckpointError` for another run's."""
+    differ from now on, and add the processors it ran on so far to those of this ``machine``.
+
+    Raises `CheckpointError` for another run's checkpoint."""
     different = _differences(facts, run)
     if different:
         raise CheckpointError(f"{path} is of another run: {', '.join(different)}. Remove its folder to start anew.")
@@ -138,16 +151,17 @@ def _restore(
     state.steps = list(tensors["steps"].to(device)) if "steps" in tensors else []
     state.epoch, state.history, state.seconds = facts["epoch"], facts["history"], facts["seconds"]
     if ranks.rank == 0:
-        for name, now in _machine(state, ranks).items():
+        for name, now in machine.items():
             if (before := facts["machine"].get(name)) != now:
                 print(f"warning: {name} was {before} and is {now}: not bit for bit the same run", flush=True)
+        machine["processors"] = list(dict.fromkeys([*facts["machine"]["processors"], *machine["processors"]]))
         print(f"{path.parent.name}  resumed after epoch {state.epoch}, step {len(state.steps)}", flush=True)
 
 
 def _machine(state: State, ranks: Ranks) -> dict[str, Any]:
-    """On what the numbers of a run depend in their last bits."""
-    names = ("device", "precision", "compile", "threads")
-    return {name: getattr(state.config, name) for name in names} | {"ranks": ranks.size, "torch": torch.__version__}
+    """On what the numbers of a run depend, in their last bits at least."""
+    settings = {name: getattr(state.config, name) for name in ("device", "precision", "compile", "threads")}
+    return settings | {"ranks": ranks.size, "torch": torch.__version__, "processors": [cpu_name()]}
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:

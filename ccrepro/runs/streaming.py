@@ -61,7 +61,7 @@ def predict(model: ContrastiveClusteringModel, size: int, side: int, paths: Iter
 
     size: of the views the model was trained on. side: of the square that images are decoded to.
     """
-    at_once, channels, coming = BLOCK if isinstance(paths, list) else 1, model.backbone.conv1.in_channels, iter(paths)
+    at_once, channels, coming = BLOCK if isinstance(paths, list) else 1, model.channels, iter(paths)
     with ThreadPoolExecutor() as pool:
         while block := list(islice(coming, at_once)):
             images = list(pool.map(read, block, repeat(side)))

@@ -104,7 +104,7 @@ def _kind(blob: bytes, pickle: bool = False) -> str:
 def save_model(model: ContrastiveClusteringModel, config: Config, path: str | Path, **facts: Any) -> Path:
     """A trained model in one file: weights, the settings that rebuild it, and ``facts`` (JSON values) on the images it
     takes. `load_model` needs nothing else."""
-    channels = model.backbone.conv1.in_channels
+    channels = model.channels
     return save_sealed(path, model.state_dict(), {"config": dataclasses.asdict(config), "channels": channels, **facts})
 
 

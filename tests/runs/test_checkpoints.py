@@ -13,6 +13,9 @@ def tensors(step):
     return {"w": torch.arange(12.0).view(3, 4) + step, "n": torch.tensor(7)}
 
 
+OURS = {"resumed": 0, "machine": {}}  # what is added to the facts
+
+
 def facts(step):
     return {"epoch": step, "history": [{"loss": 0.1 + step, "tiny": 1e-17}], "config": {"a": [0.2, 1.0]}}
 
@@ -29,7 +32,7 @@ def saved(tmp_path):
 def is_checkpoint(found, step):
     """Whether what was loaded is what was saved after a step, bit for bit."""
     same = all(torch.equal(found[1][name], tensor) for name, tensor in tensors(step).items())
-    return found[0].name == f"checkpoint-{step:03d}.safetensors" and same and found[2] == {**facts(step), "resumed": 0}
+    return found[0].name == f"checkpoint-{step:03d}.safetensors" and same and found[2] == {**facts(step), **OURS}
 
 
 def test_the_newest_comes_back_as_it_was_two_are_kept_and_all_are_cleared(saved):

@@ -53,7 +53,7 @@ def test_a_record_follows_the_clustering_over_the_epochs(done, patterns, tiny):
 
 def test_a_run_leaves_its_record_its_model_and_its_clustering_in_its_folder(done, patterns, tiny, root):
     this, made = done
-    assert this.folder == root / "runs/demo/digits/cc-seed0+n_clusters=3+batch_size=32+epochs=2"
+    assert this.folder == root / "runs/demo/digits/cc-n_clusters=3-batch_size=32-2ep-seed0"
     assert json.loads((this.folder / "run.json").read_text())["scores"] == made["scores"]
     assert [path.name for path in root.iterdir()] == ["runs"]  # nothing is published
     kept = np.load(this.folder / "clustering.npz")
@@ -66,9 +66,9 @@ def test_a_run_leaves_its_record_its_model_and_its_clustering_in_its_folder(done
 
 def test_a_baseline_has_a_record_and_no_model(root, digits):
     this = Run(recipe("digits", variant="kmeans-pixels", seed=3), digits)
-    made = this.finish(None, [], commit="abc", ranks=2)
+    made = this.finish(None, [], commit="abc")
     assert this.folder == root / "runs/demo/digits/kmeans-pixels-seed3"
-    assert (made["epochs"], made["commit"], made["hardware"]["ranks"], made["hardware"]["gpu"]) == (0, "abc", 2, None)
+    assert (made["epochs"], made["commit"], made["hardware"]["gpu"]) == (0, "abc", None)
     assert json.loads((this.folder / "run.json").read_text()) == json.loads(json.dumps(made))
     assert not (this.folder / "model.safetensors").exists()
 
@@ -91,7 +91,7 @@ def test_without_opentsne_a_run_has_a_record_without_maps(root, patterns, tiny, 
     monkeypatch.setattr(record, "tsne", absent)
     this = Run(tiny, patterns)
     made = this.finish(*fit(tiny, patterns, this.report))
-    assert [set(e) for e in made["evolution"]] == [{"epoch", "scores", "n_clusters_used"}] * 3
+    assert [set(e) for e in made["evolution"]] == [{"epoch", "scores", "n_clusters_used", "cosines"}] * 3
     assert "tsne" not in made
     assert "openTSNE is not installed" in capsys.readouterr().out
 
