@@ -135,10 +135,11 @@ def _add_paper(add: Callable[..., Parser]) -> None:
     names = {"datasets": "all of the preset", "variants": "all that fit its data sets", "seeds": "0 1 2"}
     for name, default in names.items():
         reproduce.add_argument(f"--{name}", nargs="+", default=[], help=f"the {name} to be run; else {default}")
+    text = "what departs from the recipes, as in epochs=10; becomes part of the runs' names"
+    reproduce.add_argument("--settings", nargs="+", default=[], metavar="NAME=VALUE", help=text)
     reproduce.add_argument("--jobs", type=int, default=0, help="runs at once; else one per GPU, or one per core")
-    reproduce.add_argument("--dry-run", action="store_true", help="say what would be run, and for how long")
     reproduce.add_argument(
-        "--missing", action="store_true", help="print the arguments of each missing run, line by line"
+        "--dry-run", action="store_true", help="say what would be run, and for how long; its arguments to ccrepro"
     )
     _add_folders(reproduce, "runs", "data")
     table = add("table", _table, "print a table of the paper: reported numbers beside ours")
@@ -259,14 +260,25 @@ def _reproduce(options: argparse.Namespace) -> None:
         raise unknown("preset", options.preset, PRESETS)
     datasets = options.datasets or [d for d in RECIPES[options.preset] if "stand-in" not in DATASETS[d].title]
     variants = options.variants or default_variants(options.preset)
-    planned = plan.plan(options.preset, datasets, variants, options.seeds or [0, 1, 2], options.runs_dir)
+    seeds, changed = options.seeds or [0, 1, 2], _assigned(options.settings)
+    planned = plan.plan(options.preset, datasets, variants, seeds, options.runs_dir, **changed)
     gpus, at_once = _workers(options.jobs)
     print(plan.describe(planned, at_once), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
     if not options.dry_run:
         plan.reproduce(planned, at_once, gpus, options.runs_dir, options.data_dir)
         return
     for config in (p.config for p in planned if not p.done):
-        print(f"train {config.dataset} --preset {config.preset} --variant {config.variant} --seed {config.seed}")
+        words = [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
+        named = f"train {config.dataset} --preset {config.preset} --variant {config.variant} --seed {config.seed}"
+        print(" ".join([named, *words]))
+
+
+def _assigned(settings: Sequence[str]) -> dict[str, str]:
+    """NAME=VALUE, several of them, as a dict."""
+    wrong = [text for text in settings if "=" not in text]
+    if wrong:
+        raise ConfigError(f"--settings {wrong[0]} has no value. Write NAME=VALUE, such as epochs=10.")
+    return dict(text.split("=", 1) for text in settings)
 
 
 def _workers(jobs: int) -> tuple[list[str], int]:

@@ -170,16 +170,16 @@ def overrides(config: Config) -> dict[str, Any]:
     return config.differences(recipe(config.dataset, config.preset, config.variant, config.seed))
 
 
-def departures(config: Config) -> str:
-    """What of a run departs from its recipe, as its name says it: 10ep-16px, views=one; nothing for the recipe."""
+def departures(changed: dict[str, Any]) -> str:
+    """`overrides` as they stand in the name of a run: 16px-10ep, say; nothing where nothing departs from the recipe."""
     short = {"epochs": "{}ep", "image_size": "{}px"}
-    parts = [short.get(name, f"{name}={{}}").format(value) for name, value in overrides(config).items()]
+    parts = [short.get(name, f"{name}={{}}").format(value) for name, value in changed.items()]
     return re.sub(r"[^\w.,+=-]", "", "-".join(parts))
 
 
 def run_name(config: Config) -> str:
-    """Where a run lives below ``runs/`` and ``results/runs/``, as in laptop/cifar10/cc-10ep-16px-seed0."""
-    parts = filter(None, (config.variant, departures(config), f"seed{config.seed}"))
+    """Where a run lives below ``runs/`` and ``results/runs/``, as in laptop/cifar10/cc-16px-10ep-seed0."""
+    parts = filter(None, (config.variant, departures(overrides(config)), f"seed{config.seed}"))
     return f"{config.preset}/{config.dataset}/{'-'.join(parts)}"
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.recipes import RECIPES
-from ccrepro.reproduce.records import Record, reported
+from ccrepro.reproduce.records import Record, departs, reported
 from ccrepro.reproduce.tables import counted
 
 HOLDS, FAILS, OPEN = "holds", "fails", "not enough runs"
@@ -188,13 +188,13 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def findings(claim: Claim, records: list[Record]) -> dict[tuple[str, str], Finding]:
-    """What is found by preset and data set, wherever a needed run is there."""
-    groups: dict[tuple[str, str], list[Record]] = {}
+def findings(claim: Claim, records: list[Record]) -> dict[tuple[str, str, str], Finding]:
+    """What is found by preset, data set and departures from the recipe, wherever a needed run is there."""
+    groups: dict[tuple[str, str, str], list[Record]] = {}
     for r in records:
         fits = r["variant"] != "cc" or claim.backbone in ("", r["config"]["backbone"])
         if r["variant"] in claim.needs and fits:
-            groups.setdefault((r["preset"], r["dataset"]), []).append(r)
+            groups.setdefault((r["preset"], r["dataset"], departs(r)), []).append(r)
     return {key: claim.test(own) for key, own in groups.items()}
 
 
@@ -205,13 +205,14 @@ def table(records: list[Record], about: str = "") -> pd.DataFrame:
     for claim in CLAIMS:
         if about in ("", claim.table):
             found = findings(claim, records)
-            own = {d: found.pop(("paper", d)) for d in claim.datasets if ("paper", d) in found}
+            own = {d: found.pop(("paper", d, "")) for d in claim.datasets if ("paper", d, "") in found}
             verdict = combine([own[d].verdict if d in own else OPEN for d in claim.datasets])
             titles = [DATASETS[d].title for d in claim.datasets]
             data = "all six of the paper" if len(titles) == 6 else ", ".join(titles)
             numbers = "; ".join(f"{DATASETS[d].title}: {at.numbers}" for d, at in own.items()) or "–"
             lines.append((claim.sentence, claim.where, data, verdict, numbers))
-            for (preset, dataset), at in found.items():
+            for (preset, dataset, departing), at in found.items():
                 beside = f"preset {preset}" if dataset in RECIPES["paper"] else "not of the paper"
+                beside += f", {departing}" if departing else ""
                 lines.append(("", "", f"{DATASETS[dataset].title} ({beside})", at.verdict, at.numbers))
     return pd.DataFrame(lines, columns=["claim", "where", "data", "verdict", "numbers"])

@@ -151,7 +151,7 @@ def ablation(name: str, runs: pd.DataFrame) -> Figure:
             axis.plot(cell.runs.acc, [y] * len(cell.runs), "o", color=COLORS[0], ms=5, label="ours, a dot per seed")
             reported_ = float(cell.printed or "nan")
             axis.plot(reported_, y, "D", color=COLORS[1], ms=6, mfc="none", mew=1.5, label="reported by the paper")
-        axis.set(yticks=range(len(rows)), yticklabels=[cell.row.label for cell in rows], ylim=(len(rows) - 0.5, -0.5))
+        axis.set(yticks=range(len(rows)), yticklabels=[cell.label for cell in rows], ylim=(len(rows) - 0.5, -0.5))
         axis.set(xlim=(0, 1), xlabel="ACC (bar: mean)", title=title)
         axis.grid(axis="y", visible=False)
     _legend_once(result)

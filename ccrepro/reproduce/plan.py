@@ -14,9 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm.std import tqdm
 
+from ccrepro import recipes
 from ccrepro.config import Config
 from ccrepro.data import ImageSet, load, sample
-from ccrepro.recipes import recipe, run_name
+from ccrepro.recipes import departures, recipe, run_name
 from ccrepro.reproduce import notebooks, records, streams, tables
 from ccrepro.reproduce.records import Record
 from ccrepro.runs.record import as_text, complete
@@ -46,20 +47,27 @@ class Planned(NamedTuple):
 
 
 def plan(
-    preset: str, datasets: Iterable[str], variants: Iterable[str], seeds: Iterable[Any], runs_dir: str | Path = "runs"
+    preset: str,
+    datasets: Iterable[str],
+    variants: Iterable[str],
+    seeds: Iterable[Any],
+    runs_dir: str | Path = "runs",
+    **overrides: Any,
 ) -> list[Planned]:
-    """All runs of a reproduction; those to run come last, in order of cost, the unknown ones at the end.
+    """All runs of a reproduction; those to run come last, seed by seed, in order of cost, the unknown ones at the end.
 
-    Raises `ConfigError` for a name that cannot be.
+    overrides: settings that depart from the recipes. Raises `ConfigError` for a name or a value that cannot be.
     """
     found = []
     known = [*_records(preset, "results"), *_records(preset, LOCAL)]
     for dataset, variant, seed in dict.fromkeys(itertools.product(datasets, variants, seeds)):
-        config = recipe(dataset, preset, variant, seed)
-        alike = [r["seconds"] for r in known if (r["dataset"], r["variant"]) == (dataset, variant)]
+        config = recipe(dataset, preset, variant, seed, **overrides)
+        changed = recipes.overrides(config)
+        kind = (dataset, variant, departures(changed))
+        alike = [r["seconds"] for r in known if (r["dataset"], r["variant"], records.departs(r)) == kind]
         seconds = float(np.median(alike)) if alike else None
         found.append(Planned(config, _record(config, runs_dir).exists(), seconds))
-    return sorted(found, key=lambda p: (not p.done, np.inf if p.seconds is None else p.seconds))
+    return sorted(found, key=lambda p: (not p.done, p.config.seed, np.inf if p.seconds is None else p.seconds))
 
 
 def _records(preset: str, results_dir: str) -> list[Record]:
@@ -115,7 +123,7 @@ def reproduce(
 def _training(config: Config, runs_dir: str, data_dir: str) -> notebooks.Job:
     names = {name: getattr(config, name) for name in ("dataset", "variant", "preset", "seed")}
     output = _record(config, runs_dir).with_name("02_train.ipynb")
-    parameters = {**names, "runs_dir": runs_dir, "data_dir": data_dir}
+    parameters = {**names, "overrides": recipes.overrides(config), "runs_dir": runs_dir, "data_dir": data_dir}
     return notebooks.Job(storage.ROOT / "notebooks/02_train.ipynb", output, parameters)
 
 

@@ -17,11 +17,11 @@ def publish(at_once: int, lessons: bool = False, runs_dir: str = "runs", data_di
     """Copy the records of finished runs below ``results/``, execute the report notebooks on them, and with ``lessons``
     also the lesson, and write the results into README.md and results/README.md.
 
-    Records of other settings than a recipe's stay where they are. Raises `ConfigError`, before anything is written, for
+    Raises `ConfigError`, before anything is written, for
     a record that was not made by committed code.
     """
     found = {path: records.read(path) for path in sorted((storage.ROOT / runs_dir).glob("*/*/*/run.json"))}
-    own = {path: r for path, r in found.items() if r["preset"] in PRESETS and not r["overrides"]}
+    own = {path: r for path, r in found.items() if r["preset"] in PRESETS}
     for path, record in own.items():
         if len(record["commit"]) != 40:
             raise ConfigError(f"{path} was made by code that is not committed. Commit it, and run it again.")
@@ -39,10 +39,10 @@ def publish(at_once: int, lessons: bool = False, runs_dir: str = "runs", data_di
 
 
 def with_results(text: str, results_dir: str | Path = "results") -> str:
-    """The README's text with its results section made anew: Table 2 in ACC, as far as it was run."""
+    """The README's text with its results section made anew: Table 2 in ACC, as far as it was run by the recipes."""
     parts = []
     for preset, own in _published(results_dir).items():
-        runs = as_runs(own)
+        runs = as_runs([r for r in own if not records.departs(r)])
         note = " ".join(filter(None, [f"Preset `{preset}`.", tables.missing("main_results", runs)]))
         parts += [tables.as_markdown(tables.table("main_results", runs).drop(columns="difference")), note]
     before, rest = text.split(BEGIN)

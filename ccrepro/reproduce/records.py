@@ -13,6 +13,7 @@ import pandas as pd
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError, DataError
+from ccrepro.recipes import departures
 from ccrepro.runtime import storage
 
 METRICS = ("nmi", "acc", "ari")
@@ -22,10 +23,11 @@ Record = dict[str, Any]
 def load_records(
     preset: str, results_dir: str | Path = "results", datasets: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> list[Record]:
-    """The records of a preset, by data set, variant and seed; only of some ``datasets``, then in their order, or
-    ``seeds``, where these are given. Under ``streaming`` what was measured of the same run on a stream, if it was.
+    """The records of a preset, by data set, variant, what departs from the recipe (nothing first) and seed.
 
-    Raises `DataError` for a damaged file and `ConfigError` where there is no record.
+    Only of some ``datasets``, then in their order, or ``seeds``, where these are given. Under ``streaming`` what was
+    measured of the same run on a stream, if it was. Raises `DataError` for a damaged file and `ConfigError` where there
+    is no record.
     """
     root, records = storage.ROOT / results_dir, []
     for path in sorted((root / "runs" / preset).glob("*/*.json")):
@@ -36,7 +38,7 @@ def load_records(
         what = f"There is no such run of preset {preset} below {results_dir}"
         raise ConfigError(f"{what}. Run `ccrepro reproduce --preset {preset}`.")
     order = list(datasets).index if datasets else str
-    return sorted(records, key=lambda r: (order(r["dataset"]), r["variant"], r["seed"]))
+    return sorted(records, key=lambda r: (order(r["dataset"]), r["variant"], departs(r), r["seed"]))
 
 
 def presets(results_dir: str | Path = "results") -> list[str]:
@@ -52,17 +54,22 @@ def read(path: Path) -> Record:
         raise DataError(f"{path} is not JSON. Remove it, or run it again.") from None
 
 
+def departs(record: Record) -> str:
+    """What of a run departs from its recipe; nothing where nothing does. Runs are compared within one such group."""
+    return departures(record["overrides"])
+
+
 def as_runs(records: list[Record]) -> pd.DataFrame:
-    """One row per run: dataset, variant, backbone, seed, nmi, acc, ari, epochs, seconds, n_images."""
-    columns = ["dataset", "variant", "backbone", "seed", *METRICS, "epochs", "seconds", "n_images"]
-    lines = [{**r, **r["scores"], "backbone": r["config"]["backbone"]} for r in records]
+    """One row per run: dataset, variant, departs, backbone, seed, nmi, acc, ari, epochs, seconds, n_images."""
+    columns = ["dataset", "variant", "departs", "backbone", "seed", *METRICS, "epochs", "seconds", "n_images"]
+    lines = [{**r, **r["scores"], "departs": departs(r), "backbone": r["config"]["backbone"]} for r in records]
     return pd.DataFrame(lines, columns=columns)
 
 
 def find_records(records: list[Record], variant: str) -> list[Record]:
-    """The records of a variant by seed, on the first data set that it was run on."""
+    """The records of a variant by seed, on the first data set that it was run on, and there by the recipe if any is."""
     own = [r for r in records if r["variant"] == variant]
-    return [r for r in own if r["dataset"] == own[0]["dataset"]]
+    return [r for r in own if (r["dataset"], departs(r)) == (own[0]["dataset"], departs(own[0]))]
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The paper's tables: what it reports, what we measured, the difference, and a verdict by a rule fixed beforehand."""
 
 import functools
+import itertools
 import math
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import pandas as pd
 from ccrepro.data.registry import DATASETS
 from ccrepro.metrics import mean_sd
 from ccrepro.recipes import RECIPES
-from ccrepro.reproduce.records import METRICS, Record, as_runs, reported
+from ccrepro.reproduce.records import METRICS, Record, as_runs, departs, reported
 from ccrepro.runtime import storage
 
 
@@ -72,6 +73,8 @@ TABLES = {
         ("cifar10", "imagenet10"),
         (
             Row("small (ours, for 8×8 pixels)", "", "", "", "cc", "small"),
+            Row("fast-s (ours, for small images)", "", "", "", "cc", "fast-s"),
+            Row("fast-m (ours, for small images)", "", "", "", "cc", "fast-m"),
             Row("ResNet18", "5", "CC", "ResNet18", "resnet18", "resnet18"),
             Row("ResNet34", "5", "CC", "ResNet34", "cc", "resnet34"),
             Row("ResNet50", "5", "CC", "ResNet50", "resnet50", "resnet50"),
@@ -89,25 +92,29 @@ RULE = (
 
 
 class Cell(NamedTuple):
-    """A row of a table on one data set: what the paper prints (or nothing), and our runs."""
+    """A row of a table on one data set: its label, what the paper prints (or nothing), and our runs, all by the recipe
+    or all with the same departures from it, which the label names then."""
 
     dataset: str
     row: Row
+    label: str
     printed: str
     runs: pd.DataFrame
 
 
 def cells(name: str, runs: pd.DataFrame, metric: str = "acc") -> list[Cell]:
-    """All cells of a table, in one metric: of the data sets that are not the paper's first, then of those that are."""
+    """All cells of a table, in one metric: of the data sets that are not the paper's first, then of those that are;
+    of each first the runs by the recipe, then those that depart from it."""
     spec, found = TABLES[name], []
     for dataset in sorted(DATASETS, key=spec.datasets.__contains__):
-        for row in spec.rows:
-            printed = _numbers().get(
-                (row.table, row.method, DATASETS[dataset].title, row.reported_variant, metric.upper()), ""
-            )
-            part = runs[(runs.dataset == dataset) & (runs.variant == row.variant)]
+        own, title = runs[runs.dataset == dataset], DATASETS[dataset].title
+        for group, row in itertools.product(sorted({"", *own.departs}), spec.rows):
+            printed = _numbers().get((row.table, row.method, title, row.reported_variant, metric.upper()), "")
+            part = own[(own.variant == row.variant) & (own.departs == group)]
             part = part[part.backbone == row.backbone] if row.backbone else part
-            found.append(Cell(dataset, row, printed, part))
+            label = f"{row.label} ({group})" if group else row.label
+            if len(part) or not group:
+                found.append(Cell(dataset, row, label, printed, part))
     return found
 
 
@@ -126,7 +133,7 @@ def table(name: str, runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
         values = cell.runs[metric].to_numpy(dtype=float)
         if len(values):
             ours = counted(values, _sampled(cell.runs, cell.dataset))
-            line = (DATASETS[cell.dataset].title, cell.row.label, cell.printed or "–", ours)
+            line = (DATASETS[cell.dataset].title, cell.label, cell.printed or "–", ours)
             away = f"{values.mean() - float(cell.printed):+.3f}".replace("-", "−") if cell.printed else "–"
             lines.append((*line, away, verdict(float(cell.printed), values) if cell.printed else "–"))
     return pd.DataFrame(lines, columns=["data set", "method", "reported", "ours", "difference", "verdict"])
@@ -137,9 +144,10 @@ def missing(name: str, runs: pd.DataFrame) -> str:
     parts, printed = [], [cell for cell in cells(name, runs) if cell.printed]
     for dataset in dict.fromkeys(cell.dataset for cell in printed):
         own = [cell for cell in printed if cell.dataset == dataset]
-        open_ = [cell.row.label for cell in own if not len(cell.runs)]
+        run = {cell.row.label for cell in own if len(cell.runs)}
+        open_ = [cell.row.label for cell in own if cell.row.label not in run]
         if open_:
-            parts.append(f"{DATASETS[dataset].title} ({'all' if len(open_) == len(own) else ', '.join(open_)})")
+            parts.append(f"{DATASETS[dataset].title} ({', '.join(open_) if run else 'all'})")
     return f"Without a run here: {'; '.join(parts)}." if parts and any(len(cell.runs) for cell in printed) else ""
 
 
@@ -167,7 +175,7 @@ def verdict(printed: float, values: np.ndarray) -> str:
 
 def overview(runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
     """Table 2 as the paper lays it out: a row per method, all 18 of them, and below each that we ran its row by us."""
-    paper, spec = reported(), TABLES["main_results"]
+    paper, spec, runs = reported(), TABLES["main_results"], runs[runs.departs == ""]
     paper = paper[(paper.table == "2") & (paper.metric == metric.upper())]
     ours = {row.method: row for row in spec.rows}
     own = [d for d in DATASETS if d in set(runs.dataset) and d not in spec.datasets]
@@ -186,15 +194,18 @@ def overview(runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
 def heads_against_kmeans(records: list[Record]) -> pd.DataFrame:
     """The cluster head's assignments beside k-means on the instance head's output of the same network, trained and
     untrained: ACC as mean ± sd (n), by data set."""
-    lines = []
-    for dataset in dict.fromkeys(r["dataset"] for r in records):
-        for variant, network in (("cc", "trained"), ("untrained", "untrained")):
-            parts = [r for r in records if (r["dataset"], r["variant"]) == (dataset, variant)]
-            note = _sampled(pd.DataFrame(parts), dataset) if parts else ""
+    lines, groups = [], {}
+    for r in records:
+        groups.setdefault((r["dataset"], departs(r), r["variant"]), []).append(r)
+    for (dataset, departing, variant), parts in sorted(groups.items(), key=lambda group: group[0][:2]):
+        network = {"cc": "trained", "untrained": "untrained"}.get(variant)
+        if network:
+            note = _sampled(pd.DataFrame(parts), dataset)
+            network += f" ({departing})" if departing else ""
             line = {"data set": DATASETS[dataset].title, "network": network}
             for name, key in (("cluster head", "scores"), ("k-means on features", "scores_kmeans_on_features")):
                 line[f"ACC, {name}"] = counted(np.array([r[key]["acc"] for r in parts]), note)
-            lines += [line] if parts else []
+            lines.append(line)
     return pd.DataFrame(lines)
 
 
@@ -231,10 +242,10 @@ def comparison(yours: list[Record], published: list[Record]) -> str:
     """Your ACC beside the published one and the paper's, a line for each data set and variant, as text."""
     lines, runs = [], as_runs(yours)
     printed = {(c.dataset, c.row.variant): c.printed for name in reversed(TABLES) for c in cells(name, runs)}
-    for key in dict.fromkeys((r["dataset"], r["variant"]) for r in yours):
-        line = {"data set": DATASETS[key[0]].title, "variant": key[1]}
+    of = {id(r): (r["dataset"], r["variant"], departs(r)) for r in (*yours, *published)}
+    for key in dict.fromkeys(of[id(r)] for r in yours):
+        line = {"data set": DATASETS[key[0]].title, "variant": f"{key[1]} ({key[2]})" if key[2] else key[1]}
         for name, records in (("yours", yours), ("published", published)):
-            same = [r["scores"]["acc"] for r in records if (r["dataset"], r["variant"]) == key]
-            line[name] = counted(np.array(same))
-        lines.append(line | {"paper": printed.get(key) or "–"})
+            line[name] = counted(np.array([r["scores"]["acc"] for r in records if of[id(r)] == key]))
+        lines.append(line | {"paper": printed.get(key[:2]) or "–"})
     return pd.DataFrame(lines).to_string(index=False)

@@ -56,14 +56,15 @@ class EpochLog:
         self.start, self.printed, self.first = time.monotonic(), -math.inf, 0  # first: epoch that is written here
         self.board = _tensorboard(path.parent / "tensorboard") if tensorboard else None
 
-    def write(self, epoch: Epoch, cosines: dict[str, list[int]]) -> None:
+    def write(self, epoch: Epoch, **more: Any) -> None:
+        """Write an epoch's numbers; ``more`` goes into the file alone."""
         number, now = epoch["epoch"], time.monotonic()
         if not self.first:
             self.first = number
             lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
             storage.atomic_write(self.path, "".join(lines[: number - 1]))
         with self.path.open("a") as file:
-            file.write(json.dumps({**epoch, "epochs": self.epochs, "cosines": cosines}) + "\n")
+            file.write(json.dumps({**epoch, "epochs": self.epochs, **more}) + "\n")
         if self.board:
             for name, value in epoch.items():
                 self.board.add_scalar(name, value, number)
@@ -109,7 +110,7 @@ class Run:
         if self.clusters and epoch["epoch"] in _scored(self.config):
             self._keep(epoch["epoch"], evaluate(self.config, self.data, model), cosines)
         if epoch["epoch"]:
-            self.log.write(epoch, cosines)
+            self.log.write(epoch, cosines=cosines)
 
     def finish(
         self, model: ContrastiveClusteringModel | None, history: list[Epoch], commit: str = ""

@@ -69,7 +69,7 @@ def test_a_record_made_elsewhere_gets_its_maps(root, digits):
     run = Run(config, data)
     made = run.finish(*fit(config, data, run.report))
     bare = {name: value for name, value in made.items() if name != "tsne"}
-    path, copy = run.folder / "run.json", root / "results/local/runs/demo/digits/untrained-seed0+sample=200.json"
+    path, copy = run.folder / "run.json", root / "results/local/runs/demo/digits/untrained-sample=200-seed0.json"
     path.write_text(json.dumps(bare))
     plan.gather(path, "results/local", "")
     assert json.loads(path.read_text()) == json.loads(copy.read_text()) == json.loads(json.dumps(made))

@@ -6,6 +6,8 @@ from in_place import ROOT, run_all
 from made_records import records, write
 
 from ccrepro.cli import main
+from ccrepro.config import Config
+from ccrepro.recipes import run_name
 from ccrepro.reproduce import claims, notebooks, readme, tables
 
 TEXT = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
@@ -22,24 +24,29 @@ def finished(root, monkeypatch):
     return root
 
 
-def place(root, seed, departure="", **changes):
+def place(root, seed, overrides=None, **changes):
     """Put a published record, with changes, where that of a finished run lies."""
     record = json.loads((ROOT / f"results/runs/demo/digits/kmeans-pixels-seed{seed}.json").read_text())
-    path = root / f"runs/demo/digits/kmeans-pixels-seed{seed}{departure}/run.json"
+    config, overrides = record["config"] | (overrides or {}), overrides or {}
+    path = root / f"runs/{run_name(Config(**config))}/run.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record | changes))
+    path.write_text(json.dumps(record | changes | {"config": config, "overrides": overrides}))
 
 
 def test_what_is_published_follows_from_finished_runs(finished):
-    place(finished, 1, "+sample=500", overrides={"sample": 500}, commit="unknown")
+    place(finished, 1, {"sample": 500}, scores={"nmi": 0.5, "acc": 0.9, "ari": 0.5})
     assert main(["publish"]) == 0
     results = finished / "results"
-    assert {path.stem for path in results.rglob("runs/**/*.json")} == {"kmeans-pixels-seed0", "kmeans-pixels-seed1"}
+    names = {"kmeans-pixels-seed0", "kmeans-pixels-seed1", "kmeans-pixels-sample=500-seed1"}
+    assert {path.stem for path in results.rglob("runs/**/*.json")} == names
     for path in (finished / "README.md", results / "README.md", results / "tables/demo/main_results.md"):
         assert "0.222 ± 0.140 (2)" in path.read_text()
     assert (results / "figures/demo/main_results.png").exists()
     assert {path.stem for path in results.glob("notebooks/demo/*")} == {"00_datasets", "03_main_results"}
+    table = (results / "tables/demo/main_results.md").read_text()
+    assert "| k-means on pixels (sample=500) |" in table  # a row of its own, in no mean of the recipe's
     text = (finished / "README.md").read_text()
+    assert "sample=500" not in text
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert readme.with_results(text) == text
