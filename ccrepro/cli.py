@@ -2,9 +2,11 @@
 
 import argparse
 import dataclasses
+import functools
 import io
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -90,6 +92,8 @@ def _add_method(add: Callable[..., Parser]) -> None:
         group = command.add_argument_group("settings", text)
         _add_options(group, [f for f in dataclasses.fields(Config) if f.name != "dataset"])
         command.usage = "%(prog)s DATASET [--SETTING X ...] [OPTION ...]"
+    text = "in place of --epochs: as many as fit into so many minutes, measured here first"
+    train.add_argument("--max-minutes", type=float, metavar="M", help=text)
     train.add_argument("--tensorboard", action="store_true", help="write the log for TensorBoard too")
     train.add_argument("--commit", default="", help="the code's commit, where there is no .git; goes into the record")
     _add_folders(train, "runs", "data")
@@ -180,8 +184,11 @@ def _config(options: argparse.Namespace) -> Config:
 
 
 def _train(options: argparse.Namespace) -> None:
-    config = _config(options)  # mistakes are told before torch is imported, which takes seconds
+    began, config = time.monotonic(), _config(options)  # mistakes are told before torch is imported, for seconds
+    if options.max_minutes is not None and hasattr(options, "epochs"):
+        raise ConfigError("--epochs and --max-minutes both say how long. Give one of them.")
     from ccrepro import data
+    from ccrepro.runs import rehearsal
     from ccrepro.runs.record import Run
     from ccrepro.runs.resume import fit
     from ccrepro.runtime.device import choose_device
@@ -189,6 +196,9 @@ def _train(options: argparse.Namespace) -> None:
 
     with join(choose_device(config.device)) as ranks:
         images = data.sample(data.load(config.dataset, options.data_dir), config.sample, config.seed)
+        if options.max_minutes is not None:
+            within = functools.partial(rehearsal.epochs_within, config, images, options.max_minutes, began)
+            config = dataclasses.replace(config, epochs=ranks.share(within))
         if ranks.rank > 0:
             fit(config, images, ranks=ranks)
             return

@@ -18,6 +18,7 @@ from ccrepro.data import ImageSet
 from ccrepro.errors import CheckpointError, ConfigError, NumericalError
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.runs.checkpoints import Checkpoints
+from ccrepro.runs.rehearsal import settle
 from ccrepro.runs.weights import sha256
 from ccrepro.runtime.device import cpu_name, within_memory
 from ccrepro.runtime.distributed import ALONE, Ranks
@@ -50,6 +51,7 @@ def fit(
     started = sha256(model.state_dict()) if model else None
     run = {"config": dataclasses.asdict(config), "data_sha256": data.sha256, "start_sha256": started}
     _check_ranks(config, run, ranks)
+    full = f"batch_size {config.batch_size}, image_size {config.image_size}"
     torch.set_num_threads(config.threads)
     found = ranks.share(checkpoints.load if checkpoints else lambda: None)
     if found:  # the precision is fixed when a run starts, whatever this machine would choose
@@ -57,6 +59,8 @@ def fit(
     state = start(resolve(config, ranks.size), data, model)
     if state.config.compile != "off":
         torch.compiler.reset()  # what others compiled counts against our limit of eight, and keeps its memory
+        with within_memory(full):
+            settle(state, data)
     state.network, state.gather, state.rows = ranks.wrap(state.model), ranks.gather, ranks.rows(config.batch_size)
     machine = _machine(state, ranks)
     if found:
@@ -65,7 +69,7 @@ def fit(
         checkpoints.machine = machine
     if state.epoch == 0 and not state.steps:
         report({"epoch": 0}, state.model)
-    with within_memory(f"batch_size {config.batch_size}, image_size {config.image_size}"):
+    with within_memory(full):
         _drive(state, data, report, checkpoints, ranks, run)
     return state.model.eval(), state.history
 
