@@ -13,8 +13,8 @@ def cosine(a, b):
 
 def pair_loss(anchor, positive, others, temperature):
     """Eq. 2 (and eq. 5 for columns), without the pair of a vector with itself, as in the authors' code."""
-    total = sum(torch.exp(cosine(anchor, other) / temperature) for other in others)
-    return -torch.log(torch.exp(cosine(anchor, positive) / temperature) / total)
+    others = torch.stack([cosine(anchor, other) for other in others])
+    return (others / temperature).logsumexp(0) - cosine(anchor, positive) / temperature
 
 
 def instance_loss(a, b, temperature):

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -7,7 +8,18 @@ from sklearn.cluster import KMeans
 from torch.testing import assert_close
 
 from ccrepro.augmentations import eval_view
-from ccrepro.evaluate import Clustering, embed, evaluate, examples, fixed_rows, score, tsne
+from ccrepro.batches import pairs
+from ccrepro.evaluate import (
+    COSINE_BINS,
+    Clustering,
+    cosine_histograms,
+    embed,
+    evaluate,
+    examples,
+    fixed_rows,
+    score,
+    tsne,
+)
 from ccrepro.model import build
 from ccrepro.recipes import recipe
 
@@ -100,3 +112,25 @@ def test_margin_is_the_lead_over_the_second_cluster(patterns, tiny, model):
     lead = [row.max() - max(np.delete(row, row.argmax())) for row in p]
     assert np.array_equal(found.margin, np.array(lead))
     assert examples(patterns.labels, evaluate(dataclasses.replace(tiny, heads="instance"), patterns, model), 3) == {}
+
+
+def test_histograms_count_every_positive_and_negative_pair_of_rows_and_columns(patterns, tiny, model):
+    counts = cosine_histograms(tiny, patterns, model)
+    rows = fixed_rows(96, 32)  # a tenth would not fill a batch
+    (views,) = pairs(torch.from_numpy(patterns.images[rows]), torch.from_numpy(patterns.sizes[rows]), tiny, epoch=0)
+    with torch.no_grad():
+        (z_a, p_a), (z_b, p_b) = (model.eval()(view) for view in views)
+    for head, a, b in (("instance", z_a, z_b), ("cluster", p_a.T, p_b.T)):
+        x = torch.cat((a, b)).double().numpy()
+        cosines = np.clip((x @ x.T) / np.linalg.norm(x, axis=1)[:, None] / np.linalg.norm(x, axis=1), -1, 1)
+        found = {"positive": [], "negative": []}
+        for i, j in itertools.combinations(range(len(x)), 2):
+            found["positive" if j == i + len(a) else "negative"] += [cosines[i, j]] * (1 if j == i + len(a) else 2)
+        for kind, values in found.items():
+            count = counts[f"{head}_{kind}"]
+            assert (len(count), sum(count)) == (COSINE_BINS, len(values))
+            expected = np.histogram(values, COSINE_BINS, (-1, 1))[0]
+            assert (
+                np.abs(np.cumsum(count - expected)).max() <= 0.01 * len(values) + 1
+            )  # on a bin's edge, a last bit decides
+    assert counts == cosine_histograms(tiny, patterns, model)

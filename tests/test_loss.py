@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from scipy.special import logsumexp
 from torch.testing import assert_close
 
 from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, nt_xent, pair_cosines
@@ -45,7 +46,7 @@ def test_cluster_loss_equals_the_equations_in_value_and_gradient(p, entropy_weig
         assert_close(*(g - g.mean(1, keepdim=True) for g in (mine, theirs)), rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("temperature", [0.003, 0.02, 0.03, 0.1])
+@pytest.mark.parametrize("temperature", [0.001, 0.003, 0.02, 0.1, 1.0, 10.0])
 def test_single_precision_is_enough_at_low_temperatures(generator, temperature):
     """Opposite vectors are the hard case: their similarities differ by 2 / t, some 670 at the lowest."""
     x = torch.nn.functional.normalize(torch.randn(8, 2, generator=generator, dtype=torch.float64))
@@ -56,8 +57,25 @@ def test_single_precision_is_enough_at_low_temperatures(generator, temperature):
     assert value.dtype == torch.float32
     assert_close(value.double(), exact[0], rtol=1e-5, atol=1e-5)
     for ours, slow in zip(gradients, exact[1:], strict=True):
+        assert ours.isfinite().all()
         # Rounded unit vectors shift a similarity by 1e-7 / t, and the gradient as much again.
         assert (ours.double() - slow).norm() <= (1e-6 + 1e-7 / temperature**2) * slow.norm()
+
+
+@pytest.mark.parametrize("m", [2, 3, 128, 2048])
+def test_loss_of_many_vectors_equals_scipys_log_sum_exp(generator, m):
+    a, b = (torch.randn(m, 16, generator=generator, dtype=torch.float64) for _ in "ab")
+    x = np.concatenate([(v / v.norm(dim=1, keepdim=True)).numpy() for v in (a, b)])
+    similarities = x @ x.T / 0.3
+    positives = np.concatenate([np.diag(similarities, m), np.diag(similarities, -m)])
+    np.fill_diagonal(similarities, -np.inf)
+    assert nt_xent(a, b, 0.3).item() == pytest.approx((logsumexp(similarities, axis=1) - positives).mean(), rel=1e-12)
+
+
+def test_half_precision_is_raised_to_single_and_double_stays(generator):
+    a, b = (torch.randn(8, 4, generator=generator) for _ in "ab")
+    assert nt_xent(a.bfloat16(), b.bfloat16(), 0.5).dtype == nt_xent(a, b, 0.5).dtype == torch.float32
+    assert nt_xent(a.double(), b.double(), 0.5).dtype == torch.float64
 
 
 def test_gradients_equal_finite_differences(z, p):

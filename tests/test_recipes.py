@@ -46,6 +46,21 @@ def test_fast_preset_has_all_data_sets_of_the_paper_and_the_stand_ins():
     assert set(RECIPES["fast"]) == {*PAPER, "imagenette", "imagewoof"}
 
 
+def test_laptop_preset_is_one_small_network_for_all_data_sets_of_the_paper():
+    assert set(RECIPES["laptop"]) == set(PAPER)
+    for dataset in PAPER:
+        config = recipe(dataset, "laptop")
+        assert (config.backbone, config.precision, config.n_clusters) == (
+            "fast-s",
+            "auto",
+            PAPER[dataset]["n_clusters"],
+        )
+        assert config.image_size <= 64
+    assert recipe("cifar10", "laptop", epochs=40, image_size=20) == recipe("cifar10", "laptop")
+    assert recipe("cifar10", "fast").backbone == "fast-m"
+    assert recipe("cifar10", "fast", "resnet18").backbone == "resnet18"
+
+
 @pytest.mark.parametrize("preset", RECIPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_recipe_of_every_variant_is_valid_and_has_no_overrides(preset, variant):
@@ -67,6 +82,7 @@ BAD = [  # settings, and what the message must name: the value, and the rule or 
     ({"variant": "cluster-onyl"}, "'cluster-onyl'", "'cluster-only'"),
     ({"epoch": 1}, "'epoch'", "'epochs'"),
     ({"zzz": 1}, "'zzz'", "'lr'"),
+    ({"backbone": "fast-s"}, "image_size is 8", "at least 9"),
     ({"n_clusters": 1798}, "n_clusters is 1798", "1797 images"),
     ({"batch_size": 1798}, "batch_size is 1798", "1797 images"),
     ({"unlabeled": True}, "no unlabeled images", "Leave"),

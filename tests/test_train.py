@@ -179,17 +179,21 @@ def test_a_channel_without_contrast_is_not_divided_by_zero(generator):
 
 
 @pytest.mark.slow
-def test_a_compiled_step_is_one_graph_and_the_same(tiny, views):
+@pytest.mark.parametrize(("backbone", "side", "backend"), [("small", 8, "aot_eager"), ("fast-s", 16, "inductor")])
+def test_a_compiled_step_is_one_graph_and_the_same(tiny, patterns, backbone, side, backend):
     """What a GPU runs: without a break in the graph, where the host would wait."""
+    tiny = dataclasses.replace(tiny, backbone=backbone, image_size=side)
+    views = next(batches.pairs(torch.from_numpy(patterns.images), torch.from_numpy(patterns.sizes), tiny, epoch=0))
     model = build(tiny, 1).train()
-    compiled = torch.compile(train.losses, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(train.losses, backend=backend, fullgraph=True)
     found = []
     for forward in (train.losses, compiled):
         model.zero_grad(set_to_none=True)
         loss, _ = forward(model, *views, tiny, "both", ALONE.gather)
         loss.backward()
-        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
-    assert_close(*found, rtol=1e-5, atol=1e-6)
+        found.append([loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)])
+    for plain, other in zip(*found, strict=True):  # gradients are sums of many terms, some of them near 0
+        assert (plain - other).norm() <= 1e-4 * plain.norm() + 1e-7
 
 
 class Waits(TorchDispatchMode):

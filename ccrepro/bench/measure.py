@@ -41,6 +41,9 @@ AUGMENTATIONS = (("cifar10", 32, 32, 256), ("cifar10", 32, 224, 32), ("imagenet1
 LOSSES = [("instance", n, 128) for n in (64, 256, 1024, 4096)]  # which of them, N, D or K
 LOSSES += [("cluster", n, k) for n, k in ((256, 10), (256, 20), (256, 200), (256, 1000), (4096, 10), (4096, 200))]
 STEPS = (  # backbone, stem, side of the views, images per step on a CPU and on a GPU
+    ("fast-s", "cifar", 20, 256, 512),
+    ("fast-s", "cifar", 32, 64, 512),
+    ("fast-m", "cifar", 32, 64, 512),
     ("small", "cifar", 32, 64, 512),
     ("resnet18", "cifar", 32, 64, 512),
     ("resnet18", "imagenet", 32, 64, 512),
@@ -176,6 +179,7 @@ def step(device: torch.device, rounds: int, backbone: str, stem: str, side: int,
     ways = {"ours": our_step(config), "authors": authors_step(config), "limit": bare_step(config)}
     seconds = interleaved(ways, rounds, device)
     ratios = {"times as fast": times(seconds, "ours", "authors"), "efficiency": times(seconds, "ours", "limit")}
+    ratios["pairs per second"] = n / seconds["ours"]["median"]
     what = f"step, {backbone}, {stem} stem, {side} px, {n} images, {config.precision}"
     return {"what": what, "seconds": seconds, "ratios": ratios}
 

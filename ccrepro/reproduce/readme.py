@@ -41,10 +41,11 @@ def publish(at_once: int, lessons: bool = False, runs_dir: str = "runs", data_di
 def with_results(text: str, results_dir: str | Path = "results") -> str:
     """The README's text with its results section made anew: Table 2 in ACC, as far as it was run by the recipes."""
     parts = []
-    for preset, own in _published(results_dir).items():
-        runs = as_runs([r for r in own if not records.departs(r)])
+    for preset, every in _published(results_dir).items():
+        runs = as_runs([r for r in every if not records.departs(r)])
         note = " ".join(filter(None, [f"Preset `{preset}`.", tables.missing("main_results", runs)]))
-        parts += [tables.as_markdown(tables.table("main_results", runs).drop(columns="difference")), note]
+        shown = tables.table("main_results", runs).drop(columns="difference")
+        parts += [tables.as_markdown(shown), note] if len(shown) else []
     before, rest = text.split(BEGIN)
     return before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + rest.split(END)[1]
 

@@ -41,5 +41,6 @@ def test_a_small_run_is_saved_with_its_table(monkeypatch, root):
     assert len(path.with_suffix(".md").read_text().splitlines()) == 2 + 2 + 4
     loss, step = result["losses"][0], result["step"][0]
     ours, authors, limit = (step["seconds"][way]["median"] for way in ("ours", "authors", "limit"))
-    assert step["ratios"] == {"times as fast": authors / ours, "efficiency": limit / ours}
+    rate = {"pairs per second": 4 / ours}
+    assert step["ratios"] == {"times as fast": authors / ours, "efficiency": limit / ours} | rate
     assert loss["ratios"]["share of the memory"] == loss["peak_bytes"]["ours"] / loss["peak_bytes"]["authors"]

@@ -27,6 +27,21 @@ def test_only_what_was_run_has_a_row_and_one_line_names_the_rest():
     assert tables.table("main_results", sampled).ours[0] == "0.200 (1; 10,000 of 60,000 images)"
 
 
+def test_what_departs_from_a_recipe_has_rows_of_its_own():
+    """No mean mixes schedules; the rows by the recipe come first."""
+    short = [{**r, "overrides": {"image_size": 16, "epochs": 10}} for r in records("cifar10", cc=[0.4, 0.42])]
+    made = short + records("cifar10", cc=[0.52, 0.54])
+    frame = tables.table("main_results", as_runs(made))
+    assert frame[["method", "ours"]].to_numpy().tolist() == [
+        ["CC", "0.530 ± 0.014 (2)"], ["CC (16px-10ep)", "0.410 ± 0.014 (2)"],
+    ]  # fmt: skip
+    assert "(CC" not in tables.missing("main_results", as_runs(short))  # it was run, if in a short form
+    assert tables.overview(as_runs(made)).set_index("method").loc["CC, ours", "CIFAR-10"] == "0.530 ± 0.014"
+    lines = tables.comparison(made, made).splitlines()
+    assert [line.split()[1:3] for line in lines[1:]] == [["cc", "(16px-10ep)"], ["cc", "0.530"]]
+    assert tables.heads_against_kmeans(made).network.tolist() == ["trained", "trained (16px-10ep)"]
+
+
 @pytest.mark.parametrize(
     ("values", "verdict"),
     [

@@ -180,3 +180,21 @@ def test_a_training_that_was_stopped_does_not_go_on_from_another_start(tmp_path,
     checkpoints = Checkpoints(tmp_path, 0)
     assert same(fit(config, patterns, checkpoints=checkpoints, model=start(7)), fit(config, patterns, model=start(7)))
     assert checkpoints.resumed
+
+
+def test_a_run_keeps_its_precision_on_another_machine_and_names_both(root, patterns, config, fit_with, monkeypatch):
+    """As where a CPU that is fast in bf16 began, and one that is not goes on."""
+    config = dataclasses.replace(config, precision="auto")
+    for name, precision in (("quick", "bf16"), ("slow", "fp32")):
+        monkeypatch.setattr("ccrepro.train.choose_precision", lambda *a, precision=precision: precision)
+        monkeypatch.setattr("ccrepro.runs.resume.cpu_name", lambda name=name: name)
+        this = Run(config, patterns)
+        this.checkpoints.every = 0
+        if name == "quick":
+            fit_with(4, die, Killed, config, patterns, this.report, this.checkpoints)
+            this._lock.release()
+        else:
+            record = this.finish(*fit(config, patterns, this.report, this.checkpoints))
+    assert (record["hardware"]["precision"], record["hardware"]["processors"]) == ("bf16", ["quick", "slow"])
+    whole = fit(dataclasses.replace(config, precision="bf16"), patterns)
+    assert record["history"]["loss"] == [float(f"{epoch['loss']:.6g}") for epoch in whole[1]]
