@@ -6,21 +6,18 @@ papermill alone accepts unknown parameters, writes its output in place and calls
 
 import ast
 import base64
-import contextlib
 import itertools
-import multiprocessing
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ccrepro import errors
 from ccrepro.errors import CcreproError, ConfigError, Stopped, unknown
+from ccrepro.reproduce.pool import pass_on
 from ccrepro.runtime import storage
-from ccrepro.runtime.signals import StopSignal, end_with_parent
+from ccrepro.runtime.signals import StopSignal
 
 START_SECONDS = 300  # for a kernel to start in; a second or two are usual
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -36,49 +33,6 @@ class Job(NamedTuple):
     path: Path
     output: Path
     parameters: dict[str, Any]
-
-
-def run_all(
-    jobs: Sequence[Job], at_once: int, gpus: Sequence[str] = (), done: Callable[[int], None] | None = None
-) -> None:
-    """Run notebooks, ``at_once`` at a time, each in a process of its own, and on a GPU of its own where there are some.
-
-    ``done`` is called with how many are through. The first error ends all once the others under way are through; a
-    signal is passed on to all. Raises what `run` does.
-    """
-    spawn = multiprocessing.get_context("spawn")
-    free = spawn.Queue()
-    for number in range(at_once):
-        free.put(gpus[number % len(gpus)] if gpus else None)
-    with (
-        ProcessPoolExecutor(at_once, spawn, _begin, (free,)) as pool,
-        StopSignal(then=lambda number: _pass_on(number, "multiprocessing")) as stop,
-    ):
-        waiting = iter(jobs)
-        running = {pool.submit(run, *job) for job in itertools.islice(waiting, at_once)}
-        number = itertools.count(1)
-        try:
-            while running:  # no more are handed over than can run: what the pool has taken it would not give back
-                through, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in through:
-                    future.result()
-                    if done:
-                        done(next(number))
-                running |= {pool.submit(run, *job) for job in itertools.islice(waiting, len(through))}
-        except BaseException as error:
-            pool.shutdown()
-            if stop.signal:
-                raise stop.error("reproduce", "What was under way is saved. ") from error
-            raise
-
-
-def _begin(free: Any) -> None:
-    """A worker: out of the terminal's reach, so that Ctrl-C comes once, from the parent; on a GPU of its own."""
-    os.setsid()
-    end_with_parent()
-    gpu = free.get()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
 
 def run(path: str | Path, output: str | Path, parameters: dict[str, Any]) -> Path:
@@ -110,7 +64,7 @@ def _execute(path: Path, scratch: Path, parameters: dict[str, Any]) -> None:
     from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
-    with StopSignal(then=lambda number: _pass_on(number, "ipykernel")) as stop:
+    with StopSignal(then=lambda number: pass_on(number, "ipykernel")) as stop:
         try:
             papermill.execute_notebook(
                 str(path), str(scratch), parameters, kernel_name="python3", cwd=str(storage.ROOT),
@@ -131,16 +85,6 @@ def _execute(path: Path, scratch: Path, parameters: dict[str, Any]) -> None:
     skipped = sum(c.execution_count is None for c in cells)
     if skipped:
         raise NotebookError(f"{skipped} of {len(cells)} cells of {path.name} did not run. See its copy in runs/failed.")
-
-
-def _pass_on(number: int, whom: str) -> None:
-    """Tell the processes that we started of a signal: training finishes its step and saves, anything else ends."""
-    import psutil
-
-    for child in psutil.Process().children(recursive=whom == "ipykernel"):
-        with contextlib.suppress(psutil.Error):
-            if any(whom in argument for argument in child.cmdline()):
-                child.send_signal(number)
 
 
 def check_parameters(path: str | Path, parameters: dict[str, Any]) -> None:

@@ -18,9 +18,10 @@ from ccrepro import recipes
 from ccrepro.config import Config
 from ccrepro.data import ImageSet, load, sample
 from ccrepro.recipes import departures, recipe, run_name
-from ccrepro.reproduce import notebooks, records, streams, tables
+from ccrepro.reproduce import notebooks, pool, records, streams, tables
 from ccrepro.reproduce.records import Record
-from ccrepro.runs.record import as_text, complete
+from ccrepro.runs.record import Run, as_text, complete
+from ccrepro.runs.resume import fit
 from ccrepro.runtime import storage
 
 LOCAL = "results/local"
@@ -98,8 +99,8 @@ def reproduce(
     preset = planned[0].config.preset
     with storage.lock(storage.ROOT / LOCAL):
         storage.sweep(storage.ROOT / LOCAL)
-        open_ = [p for p in planned if not p.done]
-        jobs = [_training(p.config, runs_dir, data_dir) for p in open_]
+        open_ = [p.config for p in planned if not (p.done and _streamed(p.config, runs_dir))]
+        jobs = [(config, runs_dir, data_dir) for config in open_]
         began = time.monotonic()
 
         def done(number: int) -> None:
@@ -110,8 +111,7 @@ def reproduce(
             )
 
         if jobs:
-            notebooks.run_all(jobs, at_once, gpus, done)
-        _measure_streams(planned, runs_dir, data_dir)
+            pool.run_all(train, jobs, at_once, gpus, done)
         for p in planned:
             gather(_record(p.config, runs_dir), LOCAL, data_dir)
         render(preset, at_once, LOCAL, data_dir)
@@ -120,19 +120,19 @@ def reproduce(
     print(f"Tables, figures and executed notebooks: {LOCAL}/{{tables,figures,notebooks}}/{preset}")
 
 
-def _training(config: Config, runs_dir: str, data_dir: str) -> notebooks.Job:
-    names = {name: getattr(config, name) for name in ("dataset", "variant", "preset", "seed")}
-    output = _record(config, runs_dir).with_name("02_train.ipynb")
-    parameters = {**names, "overrides": recipes.overrides(config), "runs_dir": runs_dir, "data_dir": data_dir}
-    return notebooks.Job(storage.ROOT / "notebooks/02_train.ipynb", output, parameters)
+def train(config: Config, runs_dir: str, data_dir: str) -> None:
+    """Make a run: train, score, write its record; of the full method also what it does on a stream."""
+    data = _data(config, data_dir)
+    if not _record(config, runs_dir).exists():
+        run = Run(config, data, runs_dir)
+        run.finish(*fit(config, data, run.report, run.checkpoints))
+    if not _streamed(config, runs_dir):
+        streams.measure(config, data, runs_dir)
 
 
-def _measure_streams(planned: list[Planned], runs_dir: str, data_dir: str) -> None:
-    """Measure each run of the full method on a stream; one after another, since times are measured."""
-    for config in (p.config for p in planned if p.config.variant == "cc"):
-        if not _record(config, runs_dir).with_name("streaming.json").exists():
-            print(f"{run_name(config)}  measured on a stream", flush=True)
-            streams.measure(config, _data(config, data_dir), runs_dir)
+def _streamed(config: Config, runs_dir: str) -> bool:
+    """Whether nothing of a finished run is still to be measured on a stream."""
+    return config.variant != "cc" or _record(config, runs_dir).with_name("streaming.json").exists()
 
 
 def _data(config: Config, data_dir: str) -> ImageSet:
@@ -170,4 +170,4 @@ def render(preset: str, at_once: int, results_dir: str, data_dir: str = "", anew
             jobs.append(notebooks.Job(path, output, parameters))
     if jobs:
         print(f"{len(jobs)} notebooks make tables and figures", flush=True)
-        notebooks.run_all(jobs, at_once)
+        pool.run_all(notebooks.run, jobs, at_once)

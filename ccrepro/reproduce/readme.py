@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ccrepro.errors import ConfigError
 from ccrepro.recipes import PRESETS
-from ccrepro.reproduce import claims, notebooks, plan, records, tables
+from ccrepro.reproduce import claims, notebooks, plan, pool, records, tables
 from ccrepro.reproduce.records import Record, as_runs, load_records, provenance
 from ccrepro.reproduce.tables import TABLES, as_markdown
 from ccrepro.runtime import storage
@@ -32,7 +32,7 @@ def publish(at_once: int, lessons: bool = False, runs_dir: str = "runs", data_di
     if lessons:
         here, there = storage.ROOT / "notebooks", storage.ROOT / "results/notebooks/demo"
         jobs = [notebooks.Job(here / f"{name}.ipynb", there / f"{name}.ipynb", {}) for name in LESSONS]
-        notebooks.run_all(jobs, at_once)
+        pool.run_all(notebooks.run, jobs, at_once)
     readme = storage.ROOT / "README.md"
     storage.atomic_write(readme, with_results(readme.read_text()))
     storage.atomic_write(storage.ROOT / "results/README.md", index())

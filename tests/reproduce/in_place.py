@@ -31,8 +31,8 @@ def execute(path: Path, parameters: dict[str, Any]) -> list[Any]:
     return shown
 
 
-def run_all(jobs: Sequence[Any], *settings: Any, **more: Any) -> None:
-    """In the place of `ccrepro.reproduce.notebooks.run_all`."""
+def run_all(function: Any, jobs: Sequence[Any], *settings: Any) -> None:
+    """In the place of `ccrepro.reproduce.pool.run_all`, for notebooks."""
     for job in jobs:
         execute(job.path, job.parameters)
         storage.atomic_write(job.output, job.path.read_bytes())

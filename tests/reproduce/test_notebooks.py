@@ -11,7 +11,7 @@ from in_place import ROOT, clone, code_cells, execute
 from matplotlib.figure import Figure
 
 from ccrepro.errors import ConfigError, DataError
-from ccrepro.reproduce import notebooks, plan
+from ccrepro.reproduce import notebooks, plan, pool
 from ccrepro.reproduce.notebooks import Job, NotebookError
 from ccrepro.runs.checkpoints import Checkpoints
 
@@ -125,20 +125,20 @@ def test_several_run_at_once_each_on_its_gpu_until_one_fails(made, tmp_path):
     path = made("fail = False", "import os, time\nassert not fail\ntime.sleep(1)\nos.environ['CUDA_VISIBLE_DEVICES']")
     through = []
     jobs = [Job(path, tmp_path / f"{n}.ipynb", {}) for n in range(2)]
-    notebooks.run_all(jobs, 2, ["4", "GPU-ab"], through.append)
+    pool.run_all(notebooks.run, jobs, 2, ["4", "GPU-ab"], through.append)
     shown = [code_cells(job.output)[-1].outputs[0]["data"]["text/plain"] for job in jobs]
     assert sorted(shown) == ["'4'", "'GPU-ab'"]
     assert through == [1, 2]
     jobs = [Job(path, tmp_path / f"late{n}.ipynb", {"fail": n == 0}) for n in range(3)]
     with pytest.raises(NotebookError, match="AssertionError"):
-        notebooks.run_all(jobs, 1, ["0"])
+        pool.run_all(notebooks.run, jobs, 1, ["0"])
     assert not any(job.output.exists() for job in jobs)
     (ROOT / f"runs/failed/{tmp_path.name}-late0.ipynb").unlink()  # the failed copy
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_reaches_the_training_in_a_notebook(tmp_path, number, code):
+def test_a_signal_reaches_the_training_under_way(tmp_path, number, code):
     command, settings = clone(tmp_path)
     more = ["reproduce", "--variants", "cc", "kmeans-pixels", "--seeds", "0", "1", "--jobs", "1"]
     process = subprocess.Popen(command + more, **settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE)

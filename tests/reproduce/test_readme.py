@@ -8,7 +8,7 @@ from made_records import records, write
 from ccrepro.cli import main
 from ccrepro.config import Config
 from ccrepro.recipes import run_name
-from ccrepro.reproduce import claims, notebooks, readme, tables
+from ccrepro.reproduce import claims, pool, readme, tables
 
 TEXT = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
 
@@ -16,7 +16,7 @@ TEXT = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
 @pytest.fixture
 def finished(root, monkeypatch):
     """Two finished runs in a clone, and notebooks that are executed without a kernel."""
-    monkeypatch.setattr(notebooks, "run_all", run_all)
+    monkeypatch.setattr(pool, "run_all", run_all)
     shutil.copytree(ROOT / "notebooks", root / "notebooks")
     (root / "README.md").write_text(TEXT)
     for seed, acc in enumerate((0.123, 0.321)):
