@@ -18,6 +18,7 @@ from ccrepro.data import ImageSet, as_tensor
 from ccrepro.evaluate import embed
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.recipes import SAMPLE
 from ccrepro.runs.record import run_folder
 from ccrepro.runs.streaming import learn
 from ccrepro.runs.weights import load_model
@@ -31,7 +32,7 @@ STEPS = (1, 20)  # on each batch that is seen once
 
 
 def measure(config: Config, data: ImageSet, runs_dir: str | Path = "runs") -> dict[str, Any]:
-    """What a finished run of the full method does on a stream of its images, in random order.
+    """What a finished run of the full method does on a stream of its images, at most `SAMPLE` of them, in random order.
 
     Writes ``streaming.json`` into the run's folder: ``assign`` (`assign`) and ``once`` (`train_once`, by
     steps per batch). Raises `CheckpointError` where the run has no weights.
@@ -39,7 +40,7 @@ def measure(config: Config, data: ImageSet, runs_dir: str | Path = "runs") -> di
     folder = run_folder(config, runs_dir)
     torch.set_num_threads(config.threads)
     model = load_model(folder)[0].to(choose_device(config.device))
-    order = np.random.default_rng(config.seed).permutation(len(data.images))
+    order = np.random.default_rng(config.seed).permutation(len(data.images))[:SAMPLE]
     stream = dataclasses.replace(data, images=data.images[order], sizes=data.sizes[order], labels=data.labels[order])
     result = {
         **{name: getattr(config, name) for name in ("dataset", "preset", "variant", "seed")},
