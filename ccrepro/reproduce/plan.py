@@ -26,7 +26,8 @@ from ccrepro.runtime import storage
 
 LOCAL = "results/local"
 
-# The report notebooks, and the variants of which one must have been run; without any, no run is needed.
+# The report notebooks, and the variants of which one must have been run; without any, no run is needed. "streaming": a
+# run must have been measured on a stream.
 REPORTS: dict[str, tuple[str, ...]] = {
     "00_datasets": (),
     "03_main_results": ("cc", "kmeans-pixels", "nmf-pixels", "spectral-pixels", "agglomerative-pixels"),
@@ -35,7 +36,7 @@ REPORTS: dict[str, tuple[str, ...]] = {
     "06_backbones": ("resnet18", "resnet50"),
     "07_evolution": ("cc",),
     "08_examples": ("cc",),
-    "09_streaming": ("cc",),
+    "09_streaming": ("streaming",),
 }
 
 
@@ -156,7 +157,8 @@ def render(preset: str, at_once: int, results_dir: str, data_dir: str = "", anew
     """Execute the report notebooks for which there are runs, which save tables and figures; unless ``anew`` only
     those that are older than what they are made of."""
     root = storage.ROOT / results_dir
-    run = {r["variant"] for r in records.load_records(preset, results_dir)}
+    made = records.load_records(preset, results_dir)
+    run = {r["variant"] for r in made} | {"streaming" for r in made if "streaming" in r}
     names = [name for name, needs in REPORTS.items() if not needs or run & set(needs)]
     sources = [p for kind in ("runs", "streaming") for p in (root / kind / preset).rglob("*.json")]
     jobs = []
