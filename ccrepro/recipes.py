@@ -171,14 +171,15 @@ def overrides(config: Config) -> dict[str, Any]:
 
 
 def departures(changed: dict[str, Any]) -> str:
-    """`overrides` as they stand in the name of a run: 16px-10ep, say; nothing where nothing departs from the recipe."""
+    """`overrides` as they stand in the name of a run: 10ep-16px, say; nothing where nothing departs from the recipe."""
     short = {"epochs": "{}ep", "image_size": "{}px"}
-    parts = [short.get(name, f"{name}={{}}").format(value) for name, value in changed.items()]
+    parts = [text.format(changed[name]) for name, text in short.items() if name in changed]
+    parts += [f"{name}={value}" for name, value in changed.items() if name not in short]
     return re.sub(r"[^\w.,+=-]", "", "-".join(parts))
 
 
 def run_name(config: Config) -> str:
-    """Where a run lives below ``runs/`` and ``results/runs/``, as in laptop/cifar10/cc-16px-10ep-seed0."""
+    """Where a run lives below ``runs/`` and ``results/runs/``, as in laptop/cifar10/cc-10ep-16px-seed0."""
     parts = filter(None, (config.variant, departures(overrides(config)), f"seed{config.seed}"))
     return f"{config.preset}/{config.dataset}/{'-'.join(parts)}"
 

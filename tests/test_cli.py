@@ -107,7 +107,7 @@ def test_data_sets_and_tables_are_printed(capsys):
 def test_a_model_is_trained_evaluated_and_put_to_use(root, digits, capsys):
     arguments = ["--sample", "320", "--batch-size", "64", "--epochs", "1", "--commit", "c" * 40]
     assert main(["train", "digits", *arguments]) == 0
-    folder = root / "runs/demo/digits/cc-sample=320-batch_size=64-1ep-seed0"
+    folder = root / "runs/demo/digits/cc-1ep-sample=320-batch_size=64-seed0"
     record = json.loads((folder / "run.json").read_text())
     assert record["commit"] == "c" * 40
     assert f"ACC {record['scores']['acc']:.4f}" in capsys.readouterr().out

@@ -72,7 +72,7 @@ def test_a_run_is_named_by_its_recipe_and_what_differs_from_it():
     assert run_name(recipe("cifar10", "fast", "no-entropy", seed=3)) == "fast/cifar10/no-entropy-seed3"
     changed = recipe("digits", epochs=5, crop_scale=(0.2, 1), threads=2)
     assert overrides(changed) == {"epochs": 5, "crop_scale": (0.2, 1.0)}
-    assert run_name(changed) == "demo/digits/cc-crop_scale=0.2,1.0-5ep-seed0"
+    assert run_name(changed) == "demo/digits/cc-5ep-crop_scale=0.2,1.0-seed0"
 
 
 BAD = [  # settings, and what the message must name: the value, and the rule or the nearest name

@@ -56,7 +56,7 @@ def test_settings_that_depart_become_part_of_names_and_commands(root, capsys):
     line = capsys.readouterr().out
     assert line == "train cifar10 --preset laptop --variant cc --seed 3 --epochs 10 --image-size 16\n"
     (planned,) = plan.plan("laptop", ["cifar10"], ["cc"], [3], epochs="10", image_size="16")
-    assert run_name(planned.config) == "laptop/cifar10/cc-16px-10ep-seed3"
+    assert run_name(planned.config) == "laptop/cifar10/cc-10ep-16px-seed3"
     assert run_name(recipe("cifar10", "laptop", seed="3", epochs=10, image_size=16)) == run_name(planned.config)
     for wrong, said in (("epochs", "NAME=VALUE"), ("epoch=3", "'epochs'"), ("epochs=ten", "must be an integer")):
         assert main([*words, "--settings", wrong]) == 2

@@ -33,13 +33,13 @@ def test_what_departs_from_a_recipe_has_rows_of_its_own():
     made = short + records("cifar10", cc=[0.52, 0.54])
     frame = tables.table("main_results", as_runs(made))
     assert frame[["method", "ours"]].to_numpy().tolist() == [
-        ["CC", "0.530 ± 0.014 (2)"], ["CC (16px-10ep)", "0.410 ± 0.014 (2)"],
+        ["CC", "0.530 ± 0.014 (2)"], ["CC (10ep-16px)", "0.410 ± 0.014 (2)"],
     ]  # fmt: skip
     assert "(CC" not in tables.missing("main_results", as_runs(short))  # it was run, if in a short form
     assert tables.overview(as_runs(made)).set_index("method").loc["CC, ours", "CIFAR-10"] == "0.530 ± 0.014"
     lines = tables.comparison(made, made).splitlines()
-    assert [line.split()[1:3] for line in lines[1:]] == [["cc", "(16px-10ep)"], ["cc", "0.530"]]
-    assert tables.heads_against_kmeans(made).network.tolist() == ["trained", "trained (16px-10ep)"]
+    assert [line.split()[1:3] for line in lines[1:]] == [["cc", "(10ep-16px)"], ["cc", "0.530"]]
+    assert tables.heads_against_kmeans(made).network.tolist() == ["trained", "trained (10ep-16px)"]
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_a_record_follows_the_clustering_over_the_epochs(done, patterns, tiny):
 
 def test_a_run_leaves_its_record_its_model_and_its_clustering_in_its_folder(done, patterns, tiny, root):
     this, made = done
-    assert this.folder == root / "runs/demo/digits/cc-n_clusters=3-batch_size=32-2ep-seed0"
+    assert this.folder == root / "runs/demo/digits/cc-2ep-n_clusters=3-batch_size=32-seed0"
     assert json.loads((this.folder / "run.json").read_text())["scores"] == made["scores"]
     assert [path.name for path in root.iterdir()] == ["runs"]  # nothing is published
     kept = np.load(this.folder / "clustering.npz")
