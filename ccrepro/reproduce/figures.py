@@ -270,7 +270,7 @@ def streaming(records: Sequence[dict[str, Any]]) -> Figure:
         axes[1].axhline(r["scores"]["nmi"], color="0.5", ls="--", lw=1, label=label)
     axes[0].set(xlabel="images that arrive at once", ylabel="milliseconds to all their clusters (median)")
     axes[0].set(title="assignment", xscale="log", yscale="log")
-    axes[1].set(xlabel="images seen, each once", ylabel="NMI of all images", title="training on the stream")
+    axes[1].set(xlabel="images seen, each once", ylabel="NMI of the stream's images", title="training on the stream")
     axes[1].set_ylim(0, 1)
     for axis in axes:
         axis.legend(fontsize=8, loc="best")
