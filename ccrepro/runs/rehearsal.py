@@ -16,7 +16,8 @@ from ccrepro.train import State
 
 MODES = ("reduce-overhead", "default", "off")  # of `torch.compile`, each simpler than the one before
 TRIED = 3  # steps: one compiles, one records CUDA graphs, one replays them
-TIMED = 50  # steps
+TIMED = 50  # steps at most, and
+TIMING = 5.0  # seconds or so
 SPARE = 0.1  # of the time, for what is not measured: the scores and the record
 
 
@@ -39,16 +40,19 @@ def settle(state: State, data: ImageSet) -> None:
             state.config = dataclasses.replace(state.config, compile=simpler)
 
 
-def _steps(state: State, data: ImageSet, n: int) -> float:
-    """Take n steps and undo them; returns the seconds they took."""
+def _steps(state: State, data: ImageSet, n: int) -> tuple[float, float]:
+    """Take n steps and undo them; returns the seconds before the first, in which an epoch is drawn, and of each."""
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     parts, config = batches.passes(state.config, data), state.config
     epochs = (batches.epoch_pairs(parts, config, epoch) for epoch in itertools.count())
+    every = itertools.chain.from_iterable(epochs)
     began = time.perf_counter()
-    for views in itertools.islice(itertools.chain.from_iterable(epochs), n):
+    first = next(every)
+    drawn = time.perf_counter()
+    for views in itertools.islice(itertools.chain([first], every), n):
         numbers = train.step(state, *views)
     numbers.tolist()  # waits for a GPU
-    seconds = time.perf_counter() - began
+    seconds = drawn - began, (time.perf_counter() - drawn) / n
     state.model.load_state_dict(before)
     state.optimizer.state.clear()
     return seconds
@@ -67,7 +71,9 @@ def epochs_within(config: Config, data: ImageSet, minutes: float, began: float) 
     settle(state, data)
     compiling = time.monotonic() - started  # which training has to do again
     per_epoch = sum(part.steps(config) for part in batches.passes(config, data))
-    seconds = per_epoch * _steps(state, data, TIMED) / TIMED
+    _, rough = _steps(state, data, TRIED)
+    drawing, step = _steps(state, data, max(TRIED, min(TIMED, int(TIMING / rough))))
+    seconds = drawing + per_epoch * step
     started = time.monotonic()
     cosine_histograms(config, data, state.model)
     seconds += time.monotonic() - started
