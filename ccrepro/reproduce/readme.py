@@ -43,9 +43,8 @@ def with_results(text: str, results_dir: str | Path = "results") -> str:
     parts = []
     for preset, every in _published(results_dir).items():
         runs = as_runs([r for r in every if not records.departs(r)])
-        note = " ".join(filter(None, [f"Preset `{preset}`.", tables.missing("main_results", runs)]))
         shown = tables.table("main_results", runs).drop(columns="difference")
-        parts += [tables.as_markdown(shown), note] if len(shown) else []
+        parts += [tables.as_markdown(shown), f"Preset `{preset}`."] if len(shown) else []
     before, rest = text.split(BEGIN)
     return before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + rest.split(END)[1]
 
