@@ -51,25 +51,23 @@ def fit(
     started = sha256(model.state_dict()) if model else None
     run = {"config": dataclasses.asdict(config), "data_sha256": data.sha256, "start_sha256": started}
     _check_ranks(config, run, ranks)
-    full = f"batch_size {config.batch_size}, image_size {config.image_size}"
     torch.set_num_threads(config.threads)
     found = ranks.share(checkpoints.load if checkpoints else lambda: None)
     if found:  # the precision is fixed when a run starts, whatever this machine would choose
         config = dataclasses.replace(config, precision=found[2]["machine"]["precision"])
     state = start(resolve(config, ranks.size), data, model)
-    if state.config.compile != "off":
-        torch.compiler.reset()  # what others compiled counts against our limit of eight, and keeps its memory
-        with within_memory(full):
+    with within_memory(f"batch_size {config.batch_size}, image_size {config.image_size}"):
+        if state.config.compile != "off":
+            torch.compiler.reset()  # what others compiled counts against our limit of eight, and keeps its memory
             settle(state, data)
-    state.network, state.gather, state.rows = ranks.wrap(state.model), ranks.gather, ranks.rows(config.batch_size)
-    machine = _machine(state, ranks)
-    if found:
-        _restore(state, *found, run, machine, ranks)
-    if checkpoints:
-        checkpoints.machine = machine
-    if state.epoch == 0 and not state.steps:
-        report({"epoch": 0}, state.model)
-    with within_memory(full):
+        state.network, state.gather, state.rows = ranks.wrap(state.model), ranks.gather, ranks.rows(config.batch_size)
+        machine = _machine(state, ranks)
+        if found:
+            _restore(state, *found, run, machine, ranks)
+        if checkpoints:
+            checkpoints.machine = machine
+        if state.epoch == 0 and not state.steps:
+            report({"epoch": 0}, state.model)
         _drive(state, data, report, checkpoints, ranks, run)
     return state.model.eval(), state.history
 
@@ -158,7 +156,8 @@ def _restore(
         for name, now in machine.items():
             if (before := facts["machine"].get(name)) != now:
                 print(f"warning: {name} was {before} and is {now}: not bit for bit the same run", flush=True)
-        machine["processors"] = list(dict.fromkeys([*facts["machine"]["processors"], *machine["processors"]]))
+        earlier = facts["machine"].get("processors", [])
+        machine["processors"] = list(dict.fromkeys([*earlier, *machine["processors"]]))
         print(f"{path.parent.name}  resumed after epoch {state.epoch}, step {len(state.steps)}", flush=True)
 
 
