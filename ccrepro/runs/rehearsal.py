@@ -22,7 +22,7 @@ SPARE = 0.1  # of the time, for what is not measured: the scores and the record
 
 
 def settle(state: State, data: ImageSet) -> None:
-    """Take the simplest mode of `torch.compile` that is needed: where one fails, say so and go on with the next.
+    """Find a mode of `torch.compile` that works here: where one fails, say so and try the next simpler one.
 
     Takes some steps and undoes them. ``state`` is one that `ccrepro.train.start` has just made.
     """
@@ -49,13 +49,14 @@ def _steps(state: State, data: ImageSet, n: int) -> tuple[float, float]:
     began = time.perf_counter()
     first = next(every)
     drawn = time.perf_counter()
-    for views in itertools.islice(itertools.chain([first], every), n):
-        numbers = train.step(state, *views)
-    numbers.tolist()  # waits for a GPU
-    seconds = drawn - began, (time.perf_counter() - drawn) / n
-    state.model.load_state_dict(before)
-    state.optimizer.state.clear()
-    return seconds
+    try:
+        for views in itertools.islice(itertools.chain([first], every), n):
+            numbers = train.step(state, *views)
+        numbers.tolist()  # waits for a GPU
+        return drawn - began, (time.perf_counter() - drawn) / n
+    finally:  # a compiler may fail in any of the steps
+        state.model.load_state_dict(before)
+        state.optimizer.state.clear()
 
 
 def epochs_within(config: Config, data: ImageSet, minutes: float, began: float) -> int:

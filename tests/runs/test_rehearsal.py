@@ -43,6 +43,27 @@ def test_a_mode_that_fails_gives_way_to_the_next_simpler_one(patterns, tiny, mon
     assert not state.optimizer.state
 
 
+def test_a_mode_that_fails_in_a_later_step_leaves_no_trace(patterns, tiny, monkeypatch):
+    """As where CUDA graphs are recorded, in the second step or the third."""
+    step, taken = train.step, []
+
+    def fails_once(*arguments):
+        taken.append(step(*arguments))
+        if len(taken) == 2:
+            raise RuntimeError("no graph here")
+        return taken[-1]
+
+    monkeypatch.setattr(train, "_compiled_losses", broken())
+    monkeypatch.setattr(train, "step", fails_once)
+    state = train.start(dataclasses.replace(tiny, views="none"), patterns)
+    state.config = dataclasses.replace(state.config, compile="default")
+    before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
+    rehearsal.settle(state, patterns)
+    assert (state.config.compile, len(taken)) == ("off", 2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.model.state_dict().items())
+    assert not state.optimizer.state
+
+
 def test_a_full_gpu_is_no_reason_to_compile_otherwise(patterns, tiny, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("CUDA out of memory.")
