@@ -6,7 +6,6 @@ training that is taken up again sees what it would have seen.
 Letters: M images of one pass, N images of a batch, n = N / R of them on this one of R ranks.
 """
 
-import dataclasses
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -129,9 +128,9 @@ def _streamed(images: Tensor, order: Tensor, device: torch.device, ahead: int = 
 def first_pairs(data: ImageSet, config: Config) -> tuple[Tensor, Tensor, Tensor]:
     """What training sees first, to be looked at: a batch's images as they are and its two views, (N, C, S, S) each."""
     images, sizes = as_tensor(data.images), torch.tensor(data.sizes)
-    config = dataclasses.replace(config, device="cpu", compile="off")
+    config = config.replace(device="cpu", compile="off")
     views = next(pairs(images, sizes, config, epoch=0))
-    unaugmented, _ = next(pairs(images, sizes, dataclasses.replace(config, views="none"), epoch=0))
+    unaugmented, _ = next(pairs(images, sizes, config.replace(views="none"), epoch=0))
     return unaugmented, *views
 
 

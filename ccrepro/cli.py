@@ -198,7 +198,7 @@ def _train(options: argparse.Namespace) -> None:
         images = data.sample(data.load(config.dataset, options.data_dir), config.sample, config.seed)
         if options.max_minutes is not None:
             within = functools.partial(rehearsal.epochs_within, config, images, options.max_minutes, began)
-            config = dataclasses.replace(config, epochs=ranks.share(within))
+            config = config.replace(epochs=ranks.share(within))
         if ranks.rank > 0:
             fit(config, images, ranks=ranks)
             return
@@ -226,7 +226,7 @@ def _datasets(options: argparse.Namespace) -> None:
 
 
 def _recipe(options: argparse.Namespace) -> None:
-    settings = dataclasses.asdict(_config(options))
+    settings = _config(options).model_dump()
     print(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}, sort_keys=False))
 
 

@@ -1,9 +1,8 @@
 """The recipes: presets × data sets, the one list of variants, and what a run is called.
 
-``recipe("cifar10", preset="paper")`` is the published setting to the letter.
+``recipe("cifar10")`` is the published setting to the letter.
 """
 
-import dataclasses
 import re
 from typing import Any, NamedTuple
 
@@ -109,7 +108,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 PRESETS = tuple(name for name in RECIPES if name != OWN)  # that a reproduction may name
 
 
-def recipe(dataset: str, preset: str = "demo", variant: str = "cc", seed: int = 0, **overrides: Any) -> Config:
+def recipe(dataset: str, preset: str = "paper", variant: str = "cc", seed: int = 0, **overrides: Any) -> Config:
     """The settings of one run: data set, preset, variant, seed, and what the caller changes.
 
     Raises `ConfigError` for an unknown name, a data set that the preset has no recipe for, a bad value, and for more
@@ -118,38 +117,20 @@ def recipe(dataset: str, preset: str = "demo", variant: str = "cc", seed: int = 
     if preset not in RECIPES:
         raise unknown("preset", preset, PRESETS)
     if dataset not in RECIPES[preset]:
-        raise _no_recipe(dataset, preset)
+        others = [other for other in PRESETS if dataset in RECIPES[other]]
+        if not others:
+            raise unknown("data set", dataset, DATASETS)
+        raise ConfigError(f"The preset {preset} has no recipe for {dataset}. Use preset={others[0]}.")
     if variant not in VARIANTS:
         raise unknown("variant", variant, VARIANTS)
-    for name in overrides:
-        check_name(name)
     settings = {**RECIPES[preset][dataset], **VARIANTS[variant].settings, **overrides}
     config = Config(dataset=dataset, preset=preset, variant=variant, seed=seed, **settings)
-    if dataset in DATASETS:
-        _check_data_set(config)
+    if dataset != OWN:
+        facts = DATASETS[dataset]
+        check_fits(config, facts.images, facts.title)
+        if config.unlabeled and not facts.unlabeled:
+            raise ConfigError(f"{facts.title} has no unlabeled images. Leave the setting unlabeled out.")
     return config
-
-
-def _check_data_set(config: Config) -> None:
-    facts = DATASETS[config.dataset]
-    check_fits(config, facts.images, facts.title)
-    if config.unlabeled and not facts.unlabeled:
-        raise ConfigError(f"{facts.title} has no unlabeled images. Leave the setting unlabeled out.")
-
-
-def _no_recipe(dataset: str, preset: str) -> ConfigError:
-    others = [p for p in PRESETS if dataset in RECIPES[p]]
-    if not others:
-        return unknown("data set", dataset, DATASETS)
-    return ConfigError(f"The preset {preset} has no recipe for {dataset}. Use preset={others[0]}.")
-
-
-def check_name(name: str) -> None:
-    """Raise `ConfigError` unless ``name`` is a setting that may be overridden."""
-    fixed = ("dataset", "preset", "variant", "seed")
-    names = [f.name for f in dataclasses.fields(Config) if f.name not in fixed]
-    if name not in names:
-        raise unknown("setting", name, names)
 
 
 def check_fits(config: Config, n_images: int, title: str) -> None:

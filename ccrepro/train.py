@@ -4,7 +4,7 @@
 >>> from ccrepro.recipes import recipe
 >>> from ccrepro.train import start, train
 >>> data = load("digits")
->>> state = start(recipe("digits", epochs=2), data)
+>>> state = start(recipe("digits", "demo", epochs=2), data)
 >>> for _ in train(state, data):
 ...     if not state.steps:  # an epoch has just ended
 ...         print(f"epoch {state.epoch}: loss {state.history[-1]['loss']:.1f}")
@@ -12,7 +12,6 @@ epoch 1: loss 8.1
 epoch 2: loss 7.6
 """
 
-import dataclasses
 import functools
 import math
 import time
@@ -96,7 +95,7 @@ def resolve(config: Config, ranks: int = 1) -> Config:
     device, precision, mode = choose_device(config.device).type, config.precision, config.compile
     precision = choose_precision(device, config.map_side) if precision == "auto" else precision
     mode = choose_compile(device, config.map_side, ranks) if mode == "auto" else mode
-    return dataclasses.replace(config, device=device, precision=precision, compile=mode)
+    return config.replace(device=device, precision=precision, compile=mode)
 
 
 def train(state: State, data: ImageSet) -> Iterator[None]:

@@ -49,7 +49,7 @@ def patterns(generator):
 @pytest.fixture
 def tiny():
     """Settings that train `patterns` in a second or two."""
-    return recipe("digits", n_clusters=3, batch_size=32, epochs=2)
+    return recipe("digits", "demo", n_clusters=3, batch_size=32, epochs=2)
 
 
 @pytest.fixture

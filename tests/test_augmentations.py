@@ -101,7 +101,7 @@ def test_blur_equals_torchvision(generator, side, kernel):
 
 
 def test_affine_equals_torchvision(square, generator):
-    config = recipe("digits", rotation=40.0, translation=0.3, shear=25.0, image_size=20, crop_scale=(1, 1))
+    config = recipe("digits", "demo", rotation=40.0, translation=0.3, shear=25.0, image_size=20, crop_scale=(1, 1))
     parameters = draw(generator, 6, 20, 20, config)
     alone = dataclasses.replace(parameters, jitter=torch.zeros(6).bool())
     assert_close(A.affine(square / 255, parameters.affine), by_torchvision(square, alone, 20), **CLOSE)
@@ -120,7 +120,7 @@ def test_whole_pipeline_equals_torchvision_image_by_image(photos, generator, dat
 
 
 def test_whole_pipeline_of_digits_equals_torchvision(digits, generator):
-    images, parameters = torch.from_numpy(digits.images[:40]), draw(generator, 40, 8, 8, recipe("digits"))
+    images, parameters = torch.from_numpy(digits.images[:40]), draw(generator, 40, 8, 8, recipe("digits", "demo"))
     assert_close(A.apply(images, parameters, 8), by_torchvision(images, parameters, 8), **CLOSE)
 
 

@@ -125,7 +125,7 @@ def flipped(content):
 )
 def test_damaged_weights(told, images, tmp_path, damage, says):
     images()
-    config = recipe("digits")
+    config = recipe("digits", "demo")
     save_model(build(config, 1), config, tmp_path / "m.safetensors", side=8)
     (tmp_path / "m.safetensors").write_bytes(damage((tmp_path / "m.safetensors").read_bytes()))
     told("predict m.safetensors mine", 4, "m.safetensors", says)

@@ -17,7 +17,7 @@ def tensors(patterns):
 
 def test_every_image_comes_once_and_the_rest_is_left_out(tiny):
     images = torch.arange(70, dtype=torch.uint8).view(70, 1, 1, 1).expand(70, 1, 8, 8)
-    config = dataclasses.replace(tiny, views="none")
+    config = tiny.replace(views="none")
     found = [(a[:, 0, 0, 0] * 255).round().int() for a, _ in pairs(images, torch.full((70, 2), 8), config, epoch=0)]
     assert [len(each) for each in found] == [32, 32]
     assert len(torch.cat(found).unique()) == 64
@@ -31,7 +31,7 @@ def test_each_epoch_has_its_own_order_and_draws(tensors, tiny):
 
 @pytest.mark.parametrize(("views", "equal"), [("both", False), ("one", False), ("none", True)])
 def test_views_are_augmented_as_table_3_says(patterns, tensors, tiny, views, equal):
-    config = dataclasses.replace(tiny, views=views)
+    config = tiny.replace(views=views)
     a, b = next(pairs(*tensors, config, epoch=0))
     order = torch.randperm(96, generator=epoch_generator(tiny.seed, 0))[:32]
     unaugmented = augmentations.eval_view(tensors[0][order], 8)

@@ -1,4 +1,3 @@
-import dataclasses
 import itertools
 
 import numpy as np
@@ -44,21 +43,21 @@ def test_embedding_is_the_model_in_evaluation_mode(patterns, model):
 
 @pytest.mark.parametrize("heads", ["both", "cluster", "shared"])
 def test_the_cluster_head_assigns_by_argmax(patterns, tiny, model, heads):
-    found = evaluate(dataclasses.replace(tiny, heads=heads), patterns, model)
+    found = evaluate(tiny.replace(heads=heads), patterns, model)
     _, p = embed(model, torch.from_numpy(patterns.images), 8)
     assert np.array_equal(found.labels_pred, p.argmax(1))
     assert np.array_equal(found.confidence, p.max(1))
 
 
 def test_the_instance_head_alone_is_clustered_by_kmeans(patterns, tiny, model):
-    found = evaluate(dataclasses.replace(tiny, heads="instance"), patterns, model)
+    found = evaluate(tiny.replace(heads="instance"), patterns, model)
     z, _ = embed(model, torch.from_numpy(patterns.images), 8)
     assert np.array_equal(found.labels_pred, KMeans(3, n_init=10, random_state=0).fit_predict(z))
     assert found.confidence is None
 
 
 def test_a_baseline_works_on_the_pixels(patterns):
-    config = recipe("digits", variant="kmeans-pixels", n_clusters=3)
+    config = recipe("digits", "demo", "kmeans-pixels", n_clusters=3)
     found, pixels = evaluate(config, patterns, None), patterns.images.reshape(96, 64) / 255
     assert_close(found.features, pixels, check_dtype=False)
     assert np.array_equal(found.labels_pred, KMeans(3, n_init=10, random_state=0).fit_predict(pixels))
@@ -68,7 +67,7 @@ def test_a_baseline_works_on_the_pixels(patterns):
 def test_score_adds_kmeans_for_the_full_method_only(patterns, tiny, model):
     both = score(tiny, patterns, evaluate(tiny, patterns, model))
     assert set(both) == {"scores", "scores_kmeans_on_features"}
-    alone = dataclasses.replace(tiny, heads="instance")
+    alone = tiny.replace(heads="instance")
     assert set(score(alone, patterns, evaluate(alone, patterns, model))) == {"scores"}
 
 
@@ -111,7 +110,7 @@ def test_margin_is_the_lead_over_the_second_cluster(patterns, tiny, model):
     found = evaluate(tiny, patterns, model)
     lead = [row.max() - max(np.delete(row, row.argmax())) for row in p]
     assert np.array_equal(found.margin, np.array(lead))
-    assert examples(patterns.labels, evaluate(dataclasses.replace(tiny, heads="instance"), patterns, model), 3) == {}
+    assert examples(patterns.labels, evaluate(tiny.replace(heads="instance"), patterns, model), 3) == {}
 
 
 def test_histograms_count_every_positive_and_negative_pair_of_rows_and_columns(patterns, tiny, model):

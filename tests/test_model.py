@@ -60,7 +60,7 @@ def test_outputs_are_unit_vectors_and_distributions(dataset, preset, channels):
 
 @pytest.mark.parametrize("head", ["instance", "cluster"])
 def test_gradients_of_each_head_reach_it_and_the_backbone_only(head):
-    model = build(recipe("digits"), 1)
+    model = build(recipe("digits", "demo"), 1)
     z, p = model(torch.rand(4, 1, 8, 8))
     (z if head == "instance" else p)[:, 0].sum().backward()
     heads = {"instance": model.instance_head, "cluster": model.cluster_head}
@@ -72,14 +72,14 @@ def test_gradients_of_each_head_reach_it_and_the_backbone_only(head):
 def test_initial_weights_follow_the_seed_and_leave_torchs_generator_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    a, b, c = (build(recipe("digits", seed=s), 1).state_dict() for s in (1, 1, 2))
+    a, b, c = (build(recipe("digits", "demo", seed=s), 1).state_dict() for s in (1, 1, 2))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not torch.equal(a["backbone.conv1.weight"], c["backbone.conv1.weight"])
 
 
 def test_a_shared_head_gives_both_losses_one_matrix():
-    z, p = build(recipe("digits", variant="shared-head"), 1)(torch.rand(5, 1, 8, 8))
+    z, p = build(recipe("digits", "demo", "shared-head"), 1)(torch.rand(5, 1, 8, 8))
     assert_close(z, p / p.norm(dim=1, keepdim=True))
     assert z.shape == (5, 10)
 

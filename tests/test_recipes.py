@@ -1,7 +1,6 @@
-import dataclasses
-
 import pytest
 
+from ccrepro.config import Config
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError
 from ccrepro.recipes import OWN, RECIPES, VARIANTS, check_fits, overrides, own_recipe, recipe, run_name
@@ -31,7 +30,11 @@ PAPER = {
 @pytest.mark.parametrize("dataset", PAPER)
 def test_paper_preset_is_the_published_setting(dataset):
     names = {"dataset": dataset, "preset": "paper", "variant": "cc", "seed": 3}
-    assert dataclasses.asdict(recipe(dataset, "paper", seed=3)) == {**PUBLISHED, **PAPER[dataset], **names}
+    assert recipe(dataset, "paper", seed=3).model_dump() == {**PUBLISHED, **PAPER[dataset], **names}
+
+
+def test_config_recipe_and_paper_are_one_set_of_defaults():
+    assert recipe("cifar10") == Config()
 
 
 def test_data_sets_are_those_of_table_1():
@@ -70,7 +73,7 @@ def test_every_recipe_of_every_variant_is_valid_and_has_no_overrides(preset, var
 
 def test_a_run_is_named_by_its_recipe_and_what_differs_from_it():
     assert run_name(recipe("cifar10", "fast", "no-entropy", seed=3)) == "fast/cifar10/no-entropy-seed3"
-    changed = recipe("digits", epochs=5, crop_scale=(0.2, 1), threads=2)
+    changed = recipe("digits", "demo", epochs=5, crop_scale=(0.2, 1), threads=2)
     assert overrides(changed) == {"epochs": 5, "crop_scale": (0.2, 1.0)}
     assert run_name(changed) == "demo/digits/cc-5ep-crop_scale=0.2,1.0-seed0"
 
@@ -86,22 +89,22 @@ BAD = [  # settings, and what the message must name: the value, and the rule or 
     ({"n_clusters": 1798}, "n_clusters is 1798", "1797 images"),
     ({"batch_size": 1798}, "batch_size is 1798", "1797 images"),
     ({"unlabeled": True}, "no unlabeled images", "Leave"),
-    ({"lr": 0}, "lr is 0", "above 0"),
+    ({"lr": 0}, "lr is 0", "greater than 0"),
 ]
 
 
 @pytest.mark.parametrize(("settings", "what", "allowed"), BAD, ids=[str(b[0]) for b in BAD])
 def test_bad_settings_are_named_with_what_is_allowed(settings, what, allowed):
     with pytest.raises(ConfigError) as caught:
-        recipe(**{"dataset": "digits", **settings})
+        recipe(**{"dataset": "digits", "preset": "demo", **settings})
     assert what in str(caught.value)
     assert allowed in str(caught.value)
 
 
 def test_a_baseline_needs_no_batch():
-    check_fits(recipe("digits", variant="kmeans-pixels"), 20, "your set")
+    check_fits(recipe("digits", "demo", "kmeans-pixels"), 20, "your set")
     with pytest.raises(ConfigError, match="batch_size is 128, but your set has 20 images"):
-        check_fits(recipe("digits"), 20, "your set")
+        check_fits(recipe("digits", "demo"), 20, "your set")
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def test_the_loop_of_the_docstring_runs():
 
 
 def test_three_easy_classes_are_found(patterns, tiny):
-    config = dataclasses.replace(tiny, epochs=30)
+    config = tiny.replace(epochs=30)
     state = trained(config, patterns)
     assert accuracy(patterns.labels, evaluate(config, patterns, state.model).labels_pred) >= 0.95
     assert state.history[-1]["loss"] < state.history[0]["loss"] - 0.5
@@ -57,7 +57,7 @@ def test_same_seed_same_history_and_weights(patterns, tiny):
     a, b = trained(tiny, patterns), trained(tiny, patterns)
     assert untimed(a) == untimed(b)
     assert all(torch.equal(v, b.model.state_dict()[k]) for k, v in a.model.state_dict().items())
-    assert untimed(trained(dataclasses.replace(tiny, seed=1), patterns)) != untimed(a)
+    assert untimed(trained(tiny.replace(seed=1), patterns)) != untimed(a)
 
 
 def test_labels_are_never_read(patterns, tiny):
@@ -96,7 +96,7 @@ def test_a_step_minimises_the_sum_of_both_losses(patterns, tiny, views):
 
 @pytest.mark.parametrize(("heads", "frozen"), [("instance", "cluster_head"), ("cluster", "instance_head")])
 def test_an_ablated_head_does_not_learn(patterns, tiny, heads, frozen):
-    config = dataclasses.replace(tiny, heads=heads)
+    config = tiny.replace(heads=heads)
     after, before = trained(config, patterns).model, build(config, 1)
     for head in ("instance_head", "cluster_head"):
         moved = not torch.equal(getattr(after, head)[0].weight, getattr(before, head)[0].weight)
@@ -112,13 +112,13 @@ def test_unlabeled_images_train_the_instance_head_only(patterns, tiny, views):
 
 def test_a_loss_that_is_not_finite_stops(patterns, tiny):
     with pytest.raises(NumericalError, match=r"loss is nan in epoch 1, step 2\."):
-        trained(dataclasses.replace(tiny, lr=1e30), patterns)
+        trained(tiny.replace(lr=1e30), patterns)
 
 
 def test_bf16_is_near_fp32_and_losses_stay_in_fp32(tiny, views):
     model = build(tiny, 1).train()
     exact, _ = train.losses(model, *views, tiny, "both", ALONE.gather)
-    rough, metrics = train.losses(model, *views, dataclasses.replace(tiny, precision="bf16"), "both", ALONE.gather)
+    rough, metrics = train.losses(model, *views, tiny.replace(precision="bf16"), "both", ALONE.gather)
     assert rough.dtype == metrics["instance_loss"].dtype == torch.float32
     assert rough.item() != exact.item()
     assert rough.item() == pytest.approx(exact.item(), abs=0.05)
@@ -133,7 +133,7 @@ def test_diagnostics_count_clusters_by_their_largest_assignment():
 
 @pytest.mark.parametrize(("optimizer", "kind"), [("adam", torch.optim.Adam), ("sgd", torch.optim.SGD)])
 def test_optimizers_are_torchs(patterns, tiny, optimizer, kind):
-    found = train.start(dataclasses.replace(tiny, optimizer=optimizer, weight_decay=0.01), patterns).optimizer
+    found = train.start(tiny.replace(optimizer=optimizer, weight_decay=0.01), patterns).optimizer
     assert type(found) is kind
     assert found.param_groups[0]["weight_decay"] == 0.01
     assert found.param_groups[0].get("momentum", 0.9) == 0.9
@@ -141,7 +141,7 @@ def test_optimizers_are_torchs(patterns, tiny, optimizer, kind):
 
 def test_learning_rate():
     def rates(**settings):
-        config = recipe("digits", lr=0.1, epochs=10, **settings)
+        config = recipe("digits", "demo", lr=0.1, epochs=10, **settings)
         return [train.learning_rate(config, epoch) for epoch in range(10)]
 
     assert rates(schedule="constant") == [0.1] * 10
@@ -152,7 +152,7 @@ def test_learning_rate():
 
 
 def test_standardised_pixels_have_mean_0_and_standard_deviation_1(patterns, tiny):
-    model = train.start(dataclasses.replace(tiny, normalize=True), patterns).model
+    model = train.start(tiny.replace(normalize=True), patterns).model
     x = model.standardize(torch.from_numpy(patterns.images) / 255)
     assert x.mean().item() == pytest.approx(0, abs=1e-5)
     assert x.std(correction=0).item() == pytest.approx(1, abs=1e-5)
@@ -185,7 +185,7 @@ def test_a_compiled_step_is_one_graph_and_the_same(tiny, patterns, backbone, sid
 
     In double precision: gradients are sums of many terms, which a compiler may add up in another order.
     """
-    tiny = dataclasses.replace(tiny, backbone=backbone, image_size=side)
+    tiny = tiny.replace(backbone=backbone, image_size=side)
     views = next(batches.pairs(torch.from_numpy(patterns.images), torch.from_numpy(patterns.sizes), tiny, epoch=0))
     views, model = [view.double() for view in views], build(tiny, 1).train().double()
     compiled = torch.compile(train.losses, backend=backend, fullgraph=True)

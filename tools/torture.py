@@ -50,7 +50,7 @@ def kill_training(kills: int, rng: random.Random) -> dict[str, int]:
 
 def trained(folder: Path, kills: int, rng: random.Random) -> tuple[dict[str, Any], int, int]:
     """What a run ends with, the kills it went through, and how often a checkpoint was there and not gone on from."""
-    run = run_folder(recipe("digits", epochs=3), folder)
+    run = run_folder(recipe("digits", "demo", epochs=3), folder)
     command = [sys.executable, "-c", TRAIN, "digits", "--epochs", "3", "--runs-dir", str(folder)]
     killed, lost = 0, 0
     while not (run / "run.json").exists():

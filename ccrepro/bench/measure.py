@@ -4,7 +4,6 @@ Every time is the median over rounds A B C A B C …, with the smallest and the 
 one thread, on a GPU in wall time between synchronisations. What is to be compared are the ratios within one run.
 """
 
-import dataclasses
 import itertools
 import json
 import os
@@ -222,7 +221,7 @@ def bare_step(config: Config) -> Way:
 
 def authors_step(config: Config) -> Way:
     """The authors' step: a loader of PIL images, which on a GPU has 8 workers; fp32; no channels-last."""
-    config = dataclasses.replace(config, precision="fp32", compile="off")
+    config = config.replace(precision="fp32", compile="off")
     model, workers = build(config).to(config.device), 8 if config.device == "cuda" else 0
     optimizer = torch.optim.Adam(model.parameters(), config.lr)
     pairs = authors_way.Views(torch.from_numpy(image_set(config, 16 if workers else 4).images), config)

@@ -2,7 +2,6 @@
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,7 +88,7 @@ def entropy_trials(data: ImageSet, epochs: int, seeds: Sequence[int]) -> list[di
     for seed, variant, weight in itertools.product(seeds, variants, (1.0, 0.0)):
         config = recipe("digits", "demo", variant, seed, epochs=epochs, entropy_weight=weight)
         model, history = fit(config, data)
-        clusters = evaluate(replace(config, heads="both"), data, model).labels_pred  # always the cluster head's own
+        clusters = evaluate(config.replace(heads="both"), data, model).labels_pred  # always the cluster head's own
         trial = {"heads": variants[variant], "entropy_weight": weight, "seed": seed}
         trial |= {"entropy": [epoch["entropy"] for epoch in history], "acc": accuracy(data.labels, clusters)}
         trials.append(trial | {"counts": np.sort(np.bincount(clusters, minlength=config.n_clusters))[::-1]})

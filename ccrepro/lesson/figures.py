@@ -1,6 +1,5 @@
 """The figures of the lesson: data in, `Figure` out; the first argument of each is its title."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,7 +34,7 @@ def _views(images: Tensor, config: Config, n: int, seed: int = 0) -> np.ndarray:
 
 def _alone(config: Config, setting: str) -> Config:
     """Everything off but this."""
-    return dataclasses.replace(config, **{**OFF, setting: getattr(config, setting)})
+    return config.replace(**{**OFF, setting: getattr(config, setting)})
 
 
 def _panels(title: str, *shape: int, **more: Any) -> tuple[Figure, Any]:

@@ -151,7 +151,7 @@ class Run:
             "n_images": len(data.images),
             "packed_shape": list(data.images.shape[1:]),
             "n_clusters_used": len(np.unique(clustering.labels_pred)),
-            "config": dataclasses.asdict(config),
+            "config": config.model_dump(),
             "data_sha256": data.sha256,
             **made_by,
             "class_names": data.class_names,

@@ -1,6 +1,5 @@
 """Steps that do not count: which way of compiling works on this machine, and how many epochs fit into some minutes."""
 
-import dataclasses
 import itertools
 import time
 
@@ -37,7 +36,7 @@ def settle(state: State, data: ImageSet) -> None:
             simpler = MODES[MODES.index(mode) + 1]
             reason = " ".join(str(error).split())[:200]
             print(f"warning: compile={mode} fails here ({type(error).__name__}: {reason}): {simpler}", flush=True)
-            state.config = dataclasses.replace(state.config, compile=simpler)
+            state.config = state.config.replace(compile=simpler)
 
 
 def _steps(state: State, data: ImageSet, n: int) -> tuple[float, float]:

@@ -4,7 +4,6 @@ Weights, optimizer, epoch and step are all that a checkpoint has to keep, since 
 of (seed, epoch): what is resumed equals, bit for bit on a CPU, what was never interrupted.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccrepro.config import Config
+from ccrepro.config import MACHINE, Config
 from ccrepro.data import ImageSet
 from ccrepro.errors import CheckpointError, ConfigError, NumericalError
 from ccrepro.model import ContrastiveClusteringModel
@@ -49,12 +48,12 @@ def fit(
     if config.baseline:
         return None, []
     started = sha256(model.state_dict()) if model else None
-    run = {"config": dataclasses.asdict(config), "data_sha256": data.sha256, "start_sha256": started}
+    run = {"config": config.model_dump(), "data_sha256": data.sha256, "start_sha256": started}
     _check_ranks(config, run, ranks)
     torch.set_num_threads(config.threads)
     found = ranks.share(checkpoints.load if checkpoints else lambda: None)
     if found:  # the precision is fixed when a run starts, whatever this machine would choose
-        config = dataclasses.replace(config, precision=found[2]["machine"]["precision"])
+        config = config.replace(precision=found[2]["machine"]["precision"])
     state = start(resolve(config, ranks.size), data, model)
     with within_memory(f"batch_size {config.batch_size}, image_size {config.image_size}"):
         if state.config.compile != "off":
@@ -169,7 +168,7 @@ def _machine(state: State, ranks: Ranks) -> dict[str, Any]:
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """In what the settings, images and first weights of two runs differ; nothing where they are the same."""
-    names = [f.name for f in dataclasses.fields(Config) if not f.metadata["machine"]]
+    names = [name for name in Config.model_fields if name not in MACHINE]
     old, new = (json.loads(json.dumps(known["config"])) for known in (there, here))  # lists for tuples, as in a file
     found = [f"{name} {old.get(name)} there, {new[name]} here" for name in names if old.get(name) != new[name]]
     others = {"data_sha256": "other images", "start_sha256": "other weights to start from"}

@@ -3,7 +3,6 @@
 A sealed file is a safetensors file whose header holds the SHA-256 of all, and after it a JSON text.
 """
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -105,7 +104,7 @@ def save_model(model: ContrastiveClusteringModel, config: Config, path: str | Pa
     """A trained model in one file: weights, the settings that rebuild it, and ``facts`` (JSON values) on the images it
     takes. `load_model` needs nothing else."""
     channels = model.channels
-    return save_sealed(path, model.state_dict(), {"config": dataclasses.asdict(config), "channels": channels, **facts})
+    return save_sealed(path, model.state_dict(), {"config": config.model_dump(), "channels": channels, **facts})
 
 
 def load_model(path: str | Path) -> tuple[ContrastiveClusteringModel, Config, dict[str, Any]]:

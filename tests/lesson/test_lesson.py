@@ -88,7 +88,7 @@ def test_example_rows_are_assignments(digits):
 
 @pytest.mark.slow
 def test_watch_keeps_the_epochs_it_is_asked_for(digits):
-    config = recipe("digits", epochs=4, n_clusters=3, batch_size=512)
+    config = recipe("digits", "demo", epochs=4, n_clusters=3, batch_size=512)
     watch = demos.Watch(config, digits)
     fit(config, digits, watch.report)
     assert sorted(watch.kept) == [0, 1, 4]

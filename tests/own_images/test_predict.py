@@ -86,7 +86,7 @@ def test_embed_writes_features_of_what_can_be_read(folder, clustered, tmp_path, 
 
 
 def test_a_model_without_a_trained_cluster_head_is_scored_by_kmeans_alone(tmp_path, capsys):
-    config = recipe("digits", variant="instance-only")
+    config = recipe("digits", "demo", "instance-only")
     save_model(build(config, 1), config, tmp_path / "model.safetensors")
     predict.evaluate(tmp_path, None, "")
     assert re.findall(r"digits, (.*?):", capsys.readouterr().out) == ["k-means on features"]
@@ -95,7 +95,7 @@ def test_a_model_without_a_trained_cluster_head_is_scored_by_kmeans_alone(tmp_pa
 
 
 def test_evaluate_scores_as_a_record_does(digits, tmp_path, capsys):
-    config = recipe("digits", epochs=1)
+    config = recipe("digits", "demo", epochs=1)
     model, _ = resume.fit(config, digits)
     expected = score(config, digits, evaluate(config, digits, model))
     save_model(model, config, tmp_path / "model.safetensors")

@@ -77,7 +77,7 @@ def test_two_reproductions_at_once_do_not_mix(root, monkeypatch, capsys):
 
 
 def test_a_record_made_elsewhere_gets_its_maps(root, digits):
-    config = recipe("digits", variant="untrained", sample=200)
+    config = recipe("digits", "demo", "untrained", sample=200)
     data = sample(digits, config.sample, config.seed)
     run = Run(config, data)
     made = run.finish(*fit(config, data, run.report))

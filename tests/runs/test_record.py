@@ -29,7 +29,7 @@ def test_a_record_has_what_tables_and_figures_need(done, patterns, tiny):
     made = done[1]
     assert set(made) >= REQUIRED
     assert set(made["scores"]) == {"nmi", "acc", "ari"}
-    assert made["config"] == dataclasses.asdict(tiny)
+    assert made["config"] == tiny.model_dump()
     assert made["overrides"] == {"n_clusters": 3, "batch_size": 32, "epochs": 2}
     assert len(made["history"]["loss"]) == made["epochs"] == 2
     assert np.sum(made["contingency"]) == 96
@@ -65,7 +65,7 @@ def test_a_run_leaves_its_record_its_model_and_its_clustering_in_its_folder(done
 
 
 def test_a_baseline_has_a_record_and_no_model(root, digits):
-    this = Run(recipe("digits", variant="kmeans-pixels", seed=3), digits)
+    this = Run(recipe("digits", "demo", "kmeans-pixels", seed=3), digits)
     made = this.finish(None, [], commit="abc")
     assert this.folder == root / "runs/demo/digits/kmeans-pixels-seed3"
     assert (made["epochs"], made["commit"], made["hardware"]["gpu"]) == (0, "abc", None)
@@ -97,7 +97,7 @@ def test_without_opentsne_a_run_has_a_record_without_maps(root, patterns, tiny, 
 
 
 def test_a_run_logs_every_epoch_and_prints_now_and_then(root, patterns, tiny, capsys):
-    this = Run(dataclasses.replace(tiny, epochs=50), patterns)
+    this = Run(tiny.replace(epochs=50), patterns)
     model = build(tiny, 1)
     for epoch in range(1, 51):
         this.report({"epoch": epoch, "loss": 7.0, "entropy": 1.0, "largest_share": 0.4, "seconds": 0.1}, model)

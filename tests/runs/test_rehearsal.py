@@ -1,4 +1,3 @@
-import dataclasses
 import time
 
 import pytest
@@ -32,8 +31,8 @@ def broken(*modes):
 def test_a_mode_that_fails_gives_way_to_the_next_simpler_one(patterns, tiny, monkeypatch, capsys, modes, left):
     monkeypatch.setattr(train, "_compiled_losses", broken(*modes))
     monkeypatch.setattr("ccrepro.augmentations._compiled", lambda: lambda *a: pytest.fail("not here"), raising=False)
-    state = train.start(dataclasses.replace(tiny, views="none"), patterns)
-    state.config = dataclasses.replace(state.config, compile="reduce-overhead")
+    state = train.start(tiny.replace(views="none"), patterns)
+    state.config = state.config.replace(compile="reduce-overhead")
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     rehearsal.settle(state, patterns)
     assert state.config.compile == left
@@ -55,8 +54,8 @@ def test_a_mode_that_fails_in_a_later_step_leaves_no_trace(patterns, tiny, monke
 
     monkeypatch.setattr(train, "_compiled_losses", broken())
     monkeypatch.setattr(train, "step", fails_once)
-    state = train.start(dataclasses.replace(tiny, views="none"), patterns)
-    state.config = dataclasses.replace(state.config, compile="default")
+    state = train.start(tiny.replace(views="none"), patterns)
+    state.config = state.config.replace(compile="default")
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     rehearsal.settle(state, patterns)
     assert (state.config.compile, len(taken)) == ("off", 2)
@@ -70,7 +69,7 @@ def test_a_full_gpu_is_no_reason_to_compile_otherwise(patterns, tiny, monkeypatc
 
     monkeypatch.setattr(train, "step", full)
     state = train.start(tiny, patterns)
-    state.config = dataclasses.replace(state.config, compile="default")
+    state.config = state.config.replace(compile="default")
     with pytest.raises(torch.OutOfMemoryError):
         rehearsal.settle(state, patterns)
 
@@ -79,7 +78,7 @@ def test_epochs_fill_the_time_that_is_left(patterns, tiny, monkeypatch):
     monkeypatch.setattr(rehearsal, "TIMED", 9)
     began = time.monotonic()
     epochs = rehearsal.epochs_within(tiny, patterns, 0.2, began)
-    state = train.start(dataclasses.replace(tiny, epochs=epochs), patterns)
+    state = train.start(tiny.replace(epochs=epochs), patterns)
     assert epochs > 5
     for _ in train.train(state, patterns):
         pass
@@ -87,7 +86,7 @@ def test_epochs_fill_the_time_that_is_left(patterns, tiny, monkeypatch):
     with pytest.raises(ConfigError, match="too few for an epoch"):
         rehearsal.epochs_within(tiny, patterns, 0.2, began - 12)
     with pytest.raises(ConfigError, match="kmeans-pixels is not trained"):
-        rehearsal.epochs_within(recipe("digits", variant="kmeans-pixels"), patterns, 1, began)
+        rehearsal.epochs_within(recipe("digits", "demo", "kmeans-pixels"), patterns, 1, began)
 
 
 def test_epochs_and_minutes_are_not_both_given(root, capsys):

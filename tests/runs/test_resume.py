@@ -32,7 +32,7 @@ def die(*args):
 
 @pytest.fixture
 def config(tiny):
-    return dataclasses.replace(tiny, epochs=EPOCHS)
+    return tiny.replace(epochs=EPOCHS)
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ OTHER = {"optimizer": "sgd", "normalize": True, "warmup": 0.5}
 def test_a_run_killed_before_any_step_ends_as_if_it_had_not_been(
     tmp_path, patterns, config, fit_with, number, settings
 ):
-    config, checkpoints = dataclasses.replace(config, **settings), Checkpoints(tmp_path, 0)
+    config, checkpoints = config.replace(**settings), Checkpoints(tmp_path, 0)
     fit_with(number, die, Killed, config, patterns, checkpoints=Checkpoints(tmp_path, 0))
     assert same(fit(config, patterns, checkpoints=checkpoints), fit(config, patterns))
     assert checkpoints.resumed == (number > 0)
@@ -166,12 +166,12 @@ def test_checkpoints_of_another_run_are_refused(tmp_path, patterns, tiny, change
     fit(tiny, patterns, checkpoints=Checkpoints(tmp_path))
     data = patterns if change else dataclasses.replace(patterns, sha256="other")
     with pytest.raises(CheckpointError, match=f"is of another run: {says}"):
-        fit(dataclasses.replace(tiny, **change), data, checkpoints=Checkpoints(tmp_path))
+        fit(tiny.replace(**change), data, checkpoints=Checkpoints(tmp_path))
 
 
 def test_a_training_that_was_stopped_does_not_go_on_from_another_start(tmp_path, patterns, config, fit_with):
     def start(seed):
-        return build(dataclasses.replace(config, seed=seed), 1)
+        return build(config.replace(seed=seed), 1)
 
     fit_with(4, die, Killed, config, patterns, checkpoints=Checkpoints(tmp_path, 0), model=start(7))
     for other in (start(8), None):
@@ -184,7 +184,7 @@ def test_a_training_that_was_stopped_does_not_go_on_from_another_start(tmp_path,
 
 def test_a_run_keeps_its_precision_on_another_machine_and_names_both(root, patterns, config, fit_with, monkeypatch):
     """As where a CPU that is fast in bf16 began, and one that is not goes on."""
-    config = dataclasses.replace(config, precision="auto")
+    config = config.replace(precision="auto")
     for name, precision in (("quick", "bf16"), ("slow", "fp32")):
         monkeypatch.setattr("ccrepro.train.choose_precision", lambda *a, precision=precision: precision)
         monkeypatch.setattr("ccrepro.runs.resume.cpu_name", lambda name=name: name)
@@ -196,5 +196,5 @@ def test_a_run_keeps_its_precision_on_another_machine_and_names_both(root, patte
         else:
             record = this.finish(*fit(config, patterns, this.report, this.checkpoints))
     assert (record["hardware"]["precision"], record["hardware"]["processors"]) == ("bf16", ["quick", "slow"])
-    whole = fit(dataclasses.replace(config, precision="bf16"), patterns)
+    whole = fit(config.replace(precision="bf16"), patterns)
     assert record["history"]["loss"] == [float(f"{epoch['loss']:.6g}") for epoch in whole[1]]

@@ -1,7 +1,5 @@
 """A stream is answered image by image, in bounded memory, whatever comes beside an image."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -79,7 +77,7 @@ def test_grey_is_pillows():
 
 
 def test_a_chunk_that_is_seen_once_is_an_epoch_of_it(patterns, tiny):
-    config = dataclasses.replace(tiny, epochs=1)
+    config = tiny.replace(epochs=1)
     trained, history = resume.fit(config, patterns)
     state = train.start(config, patterns)
     numbers = streaming.learn(state, patterns.images, patterns.sizes)

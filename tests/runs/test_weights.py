@@ -1,4 +1,3 @@
-import dataclasses
 import os
 import pickle
 
@@ -21,7 +20,7 @@ class Hostile:
 
 @pytest.fixture
 def model():
-    return build(recipe("digits", seed=1), 1)
+    return build(recipe("digits", "demo", seed=1), 1)
 
 
 @pytest.fixture
@@ -32,7 +31,7 @@ def path(tmp_path, monkeypatch):
 
 
 def test_a_model_comes_back_with_its_settings_and_facts(path, model):
-    config = recipe("digits", seed=1)
+    config = recipe("digits", "demo", seed=1)
     save_model(model, config, path, side=8, about=[0.1, "é"])
     for place in (path, path.parent):
         again, settings, facts = load_model(place)
@@ -86,7 +85,7 @@ def test_torchs_own_format_is_no_safetensors_and_is_read_only_where_it_holds_ten
 def test_a_model_that_is_absent_cut_off_not_finite_or_without_settings(path, model):
     with pytest.raises(CheckpointError, match=f"Cannot read {path}: No such file or directory"):
         load_model(path)
-    size = save_model(model, recipe("digits"), path).stat().st_size
+    size = save_model(model, recipe("digits", "demo"), path).stat().st_size
     os.truncate(path, size // 2)
     with pytest.raises(CheckpointError, match=f"cut off or damaged: {size // 2:,} bytes"):
         load_model(path)
@@ -95,11 +94,11 @@ def test_a_model_that_is_absent_cut_off_not_finite_or_without_settings(path, mod
         load_model(path)
     model.cluster_head[0].weight.data[0, 0] = float("nan")
     with pytest.raises(CheckpointError, match=r"Values of cluster_head\.0\.weight in .* are not finite"):
-        load_model(save_model(model, recipe("digits"), path))
+        load_model(save_model(model, recipe("digits", "demo"), path))
 
 
 def test_a_model_of_another_version_is_told_as_such(path, model):
-    other = dataclasses.asdict(recipe("digits", n_clusters=7))
+    other = recipe("digits", "demo", n_clusters=7).model_dump()
     for config in ({"no_such_setting": 1}, {"backbone": "vgg"}, other, None):
         save_sealed(path, model.state_dict(), {"config": config, "channels": 1} if config else {})
         with pytest.raises(CheckpointError, match=r"was saved by another version \(.*\)\. Train it again"):

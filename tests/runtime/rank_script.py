@@ -28,11 +28,11 @@ def images(channels: int) -> ImageSet:
     return ImageSet("noise", pixels, np.full((32, 2), 8), np.zeros(32, int), ("a",), "")
 
 
-DATA, CONFIG = images(1), recipe("digits", batch_size=16, epochs=60, device="cpu")
+DATA, CONFIG = images(1), recipe("digits", "demo", batch_size=16, epochs=60, device="cpu")
 COLOUR = {"backbone": "small", "stem": "cifar", "image_size": 8, "batch_size": 16, "n_clusters": 4, "device": "cpu"}
 CASES = {
     "digits": (CONFIG, DATA),
-    "shared head": (recipe("digits", variant="shared-head", batch_size=16, device="cpu"), DATA),
+    "shared head": (recipe("digits", "demo", "shared-head", batch_size=16, device="cpu"), DATA),
     "instance only": (recipe("cifar10", "paper", "instance-only", **COLOUR), images(3)),
 }
 

@@ -1,5 +1,3 @@
-import dataclasses
-
 import pytest
 import torch
 
@@ -27,7 +25,7 @@ def test_auto_on_a_cpu_takes_bf16_where_it_is_faster(monkeypatch, amx, avx512_bf
     monkeypatch.setattr(device, "cpu_name", lambda: name)
     found = train.resolve(FAST)
     assert (found.device, found.compile, found.precision) == ("cpu", "off", precision)
-    assert train.resolve(dataclasses.replace(FAST, stem="imagenet")).precision == "fp32"  # maps of 8×8: no gain
+    assert train.resolve(FAST.replace(stem="imagenet")).precision == "fp32"  # maps of 8×8: no gain
 
 
 def test_auto_on_a_gpu(monkeypatch):
@@ -35,7 +33,7 @@ def test_auto_on_a_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
     found = train.resolve(FAST)
     assert (found.device, found.precision, found.compile) == ("cuda", "bf16", "reduce-overhead")
-    assert train.resolve(dataclasses.replace(FAST, image_size=224)).compile == "default"
+    assert train.resolve(FAST.replace(image_size=224)).compile == "default"
     assert train.resolve(FAST, ranks=2).compile == "off"  # ranks wait for each other between its graphs
     assert train.resolve(recipe("cifar10", "paper")).precision == "fp32"
     assert train.resolve(found) == found

@@ -1,6 +1,5 @@
 """Two CPU processes that torchrun starts equal one; a signal to torchrun saves, and the run goes on."""
 
-import dataclasses
 import signal
 import subprocess
 import sys
@@ -92,9 +91,9 @@ def test_ranks_of_other_runs_or_unequal_shares_are_refused(patterns, tiny):
         rank, size = 1, 2
 
         def share(self, make):
-            return {"config": dataclasses.asdict(dataclasses.replace(tiny, seed=7)), "data_sha256": "another's"}
+            return {"config": tiny.replace(seed=7).model_dump(), "data_sha256": "another's"}
 
     with pytest.raises(ConfigError, match="Rank 1 has another run than rank 0: seed 7 there, 0 here, other images"):
         fit(tiny, patterns, ranks=Second())
     with pytest.raises(ConfigError, match=r"batch_size is 15, for 2 ranks\. Write a multiple of that"):
-        fit(dataclasses.replace(tiny, batch_size=15), patterns, ranks=Second())
+        fit(tiny.replace(batch_size=15), patterns, ranks=Second())
