@@ -1,192 +1,136 @@
-"""The command line: ``ccrepro COMMAND``. A mistake gets one or two lines and its exit code; ``--debug`` shows more."""
+"""The command line: ``ccrepro COMMAND``. A mistake gets one or two lines and its exit code; ``--debug`` shows more.
 
-import argparse
-import dataclasses
+A command is a function, and its signature gives the options. It imports what it needs when it is called: torch takes
+seconds, and a mistake is told before.
+"""
+
 import functools
 import io
+import itertools
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, TypedDict, Unpack
 
 import yaml
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.validators import Number
 
 from ccrepro.config import Config
-from ccrepro.data.registry import DATASETS
-from ccrepro.errors import CcreproError, ConfigError, unknown
-from ccrepro.recipes import OWN, PRESETS, RECIPES, VARIANTS, default_variants, recipe
+from ccrepro.errors import CcreproError, ConfigError
+from ccrepro.recipes import OWN, PRESETS, RECIPES, recipe
 
 
-class Parser(argparse.ArgumentParser):
-    """argparse whose errors are ours, and which takes no abbreviated options."""
+def about(text: str, **more: Any) -> Parameter:
+    return Parameter(help=text, **more)
 
-    def __init__(self, **kwargs: Any):
-        super().__init__(allow_abbrev=False, **kwargs)
 
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message[0].upper()}{message[1:]}. See {self.prog} --help.")
+def settings(note: str, *fixed: str) -> Any:
+    """The type of keywords that are the settings of `Config`, but for the ``fixed`` ones; each becomes an option."""
+    options, group = {}, Group("Settings", help=note)
+    for name, field in Config.model_fields.items():
+        if name not in fixed:
+            more = {
+                int: {"converter": lambda kind, tokens: int(tokens[0].value)},  # cyclopts alone makes 2 of 2.5
+                bool: {"negative": f"--no-{name}"},
+            }.get(field.annotation, {})
+            options[name] = Annotated[field.annotation, about(field.description, group=group, **more)]
+    return TypedDict("Settings", options, total=False)
+
+
+OfRecipe = settings("Where you give none, the recipe's.", "dataset")
+OfRuns = settings(
+    "What departs from the recipes. It goes into the runs' names.", "dataset", "preset", "variant", "seed"
+)
+OfImages = settings(
+    "Where you give none, chosen by the number of images and their size.",
+    *("dataset", "preset", "variant", "n_clusters", "baseline", "unlabeled", "sample"),
+)
+DataSet = Annotated[str, about("Name of the data set.")]
+Preset = Annotated[str, about(f"One of {', '.join(PRESETS)}.")]
+Model = Annotated[str, about("A model.safetensors, or the folder of a finished run or of `cluster --out`.")]
+Source = Annotated[str, about("A folder, an image, or - for paths on standard input.", allow_leading_hyphen=True)]
+RunsDir = Annotated[str, about("Folder of runs.")]
+DataDir = Annotated[str, about("Folder of data sets; else $CCREPRO_DATA, else data/.")]
+Names = tuple[str, ...]
+
+app = App(
+    name="ccrepro",
+    help="Contrastive Clustering (Li et al., AAAI 2021), reproduced. With --debug, an error shows its traceback.",
+    default_parameter=Parameter(consume_multiple=True, negative=(), show_default=False),
+    suppress_keyboard_interrupt=False,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    words = [word for word in arguments if word != "--debug"]
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of odd files, which we name ourselves
     for output in (sys.stdout, sys.stderr):
         if isinstance(output, io.TextIOWrapper):
             output.reconfigure(errors="backslashreplace")  # of letters that the terminal's encoding lacks
     try:
-        options = _parse(arguments)
-        options.command(options)
+        app(words, exit_on_error=False, print_error=False, result_action="return_value")
         print(end="", flush=True)
         return 0
     except BrokenPipeError:  # who read our lines has gone: `ccrepro predict ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is still to be flushed
         return 141
-    except (CcreproError, OSError) as error:
-        if "--debug" in arguments:
+    except (CcreproError, CycloptsError, OSError) as error:
+        if words != arguments:
             raise
-        ours = isinstance(error, CcreproError)
-        print(f"ccrepro: error: {error if ours else f'{error}. Correct the path or its rights.'}", file=sys.stderr)
-        return error.exit_code if ours else 1
+        fix = " Correct the path or its rights." if isinstance(error, OSError) else ""
+        print(f"ccrepro: error: {error}{fix}", file=sys.stderr)
+        return 2 if isinstance(error, CycloptsError) else getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         print("ccrepro: error: Stopped by Ctrl-C. Nothing was half-written: run it again.", file=sys.stderr)
         return 130
 
 
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest:
-        commands = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
-        known = [s for a in commands.choices[options.name]._actions for s in a.option_strings if s.startswith("--")]
-        raise unknown("option", rest[0], known)
-    return options
+def _config(dataset: str, given: dict[str, Any]) -> Config:
+    """The recipe with what is given. Without a preset, the one that fits this machine: ``fast`` where a GPU is, else
+    ``laptop``, and ``demo`` for digits."""
+    if "preset" in given:
+        return recipe(dataset, **given)
+    Config(**given)  # mistakes are told before torch is imported
+    fitting = [preset for preset in ("demo", "laptop", "fast") if dataset in RECIPES[preset]] or ["demo"]
+    preset = fitting[-1] if fitting[1:] and _gpus() else fitting[0]
+    config = recipe(dataset, preset, **given)
+    print(f"Preset {preset}, which fits this machine. --preset names another.", file=sys.stderr)
+    return config
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="ccrepro", description="Contrastive Clustering (Li et al., AAAI 2021), reproduced.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="name")
+def _gpus() -> list[str]:
+    from ccrepro.runtime.device import visible_gpus
 
-    def add(name: str, function: Callable[[argparse.Namespace], None], text: str) -> Parser:
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        command.set_defaults(command=function)
-        return command
-
-    _add_method(add)
-    _add_images(add)
-    _add_paper(add)
-    return parser
+    return visible_gpus()
 
 
-def _add_method(add: Callable[..., Parser]) -> None:
-    """The commands for one run."""
-    train = add("train", _train, "train one data set, variant and seed, score it and write its record")
-    settings = add("recipe", _recipe, "print the settings of a data set, variant and seed as YAML")
-    for command in (train, settings):
-        command.add_argument("dataset", metavar="DATASET", help="name of the data set")
-        text = "preset demo, variant cc and seed 0 where these are left out; the others are then their recipe's"
-        group = command.add_argument_group("settings", text)
-        _add_options(group, [f for f in dataclasses.fields(Config) if f.name != "dataset"])
-        command.usage = "%(prog)s DATASET [--SETTING X ...] [OPTION ...]"
-    text = "in place of --epochs: as many as fit into so many minutes, measured here first"
-    train.add_argument("--max-minutes", type=float, metavar="M", help=text)
-    train.add_argument("--tensorboard", action="store_true", help="write the log for TensorBoard too")
-    train.add_argument("--commit", default="", help="the code's commit, where there is no .git; goes into the record")
-    _add_folders(train, "runs", "data")
-    evaluate = add("evaluate", _evaluate, "score a trained model on a data set: NMI, ACC, ARI")
-    evaluate.add_argument("model", nargs="?", help="the folder of a finished run, or a saved model")
-    evaluate.add_argument("--authors-checkpoint", metavar="FILE", help="checkpoint_N.tar of the authors' code, instead")
-    evaluate.add_argument("--dataset", help="its name; else the one that the model was trained on")
-    evaluate.add_argument("--backbone", default="resnet34", help="of the authors' checkpoint")
-    _add_folders(evaluate, "data")
-    data = add("datasets", _datasets, "list the data sets, or get one: fetch, verify and pack it for all runs")
-    data.add_argument("action", nargs="?", choices=["list", "get"], default="list")
-    data.add_argument("dataset", nargs="?", metavar="NAME", help="a data set to get")
-    data.add_argument("--imagenet", metavar="DIR", help="ILSVRC-2012's training folder, for the two subsets of it")
-    _add_folders(data, "data")
+def _at_once(jobs: int) -> int:
+    """How many processes there may be at once."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return jobs if jobs > 0 else len(_gpus()) or cores
 
 
-def _add_images(add: Callable[..., Parser]) -> None:
-    """The commands for a folder of one's own."""
-    cluster = add("cluster", _cluster, "cluster a folder of images: CSV, an HTML gallery, the model")
-    cluster.add_argument("folder", help="images, in it and in its sub-folders")
-    cluster.add_argument("--n-clusters", required=True, metavar="K", help="number of clusters")
-    cluster.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    cluster.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be read")
-    cluster.add_argument("--pretrained", default="", metavar="WEIGHTS", help="'imagenet', or a file: where to start")
-    fixed = ("dataset", "preset", "variant", "n_clusters", "baseline", "unlabeled", "sample")
-    text = "of the training; those left out are chosen by the number of images and their size"
-    settings = cluster.add_argument_group("settings", text)
-    _add_options(settings, [f for f in dataclasses.fields(Config) if f.name not in fixed])
-    cluster.usage = "%(prog)s FOLDER --n-clusters K --out DIR [--skip-bad] [--SETTING X ...]"
-    predict = add("predict", _predict, "the cluster of each image, one JSON line each as soon as it is known")
-    embed = add("embed", _predict, "the features of each image, to one .npz file")
-    for command in (predict, embed):
-        command.add_argument("model", help="model.safetensors, or the folder of a finished run or of cluster --out")
-        command.add_argument("source", help="a folder, an image, or - for paths on standard input")
-    embed.add_argument("--out", required=True, metavar="FILE", help="FILE.npz")
-
-
-def _add_paper(add: Callable[..., Parser]) -> None:
-    """The commands for the paper's tables."""
-    reproduce = add("reproduce", _reproduce, "run what is missing of a preset, then make its tables and figures")
-    reproduce.add_argument("--preset", default="demo", help="one of " + ", ".join(PRESETS))
-    reproduce.epilog = "variants: " + "; ".join(f"{name}: {v.about}" for name, v in VARIANTS.items())
-    names = {"datasets": "all of the preset", "variants": "all that fit its data sets", "seeds": "0 1 2"}
-    for name, default in names.items():
-        reproduce.add_argument(f"--{name}", nargs="+", default=[], help=f"the {name} to be run; else {default}")
-    text = "what departs from the recipes, as in epochs=10; becomes part of the runs' names"
-    reproduce.add_argument("--settings", nargs="+", default=[], metavar="NAME=VALUE", help=text)
-    reproduce.add_argument("--jobs", type=int, default=0, help="runs at once; else one per GPU, or one per core")
-    reproduce.add_argument(
-        "--dry-run", action="store_true", help="say what would be run, and for how long; its arguments to ccrepro"
-    )
-    _add_folders(reproduce, "runs", "data")
-    table = add("table", _table, "print a table of the paper: reported numbers beside ours")
-    table.add_argument("table", nargs="?", help="its name; else all of them")
-    table.add_argument("--preset", default="demo", help="one of " + ", ".join(PRESETS))
-    table.add_argument("--format", choices=["markdown", "latex", "csv"], default="markdown")
-    table.add_argument("--results-dir", default="results", help="results/local for what you have run")
-    bench = add("bench", _bench, "measure our speed beside the authors' way and the limit; into results/local/bench")
-    bench.add_argument("--rounds", type=int, default=7, help="turns of each way; 3 for a quick look")
-    bench.add_argument("--only", nargs="+", default=[], help="some of its sections; then nothing is saved")
-    bench.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    bench.add_argument("--results-dir", default="results/local", help="folder of results")
-    publish = add("publish", _publish, "for the maintainers: put what was run into results/ and README.md")
-    publish.add_argument("--lessons", action="store_true", help="execute the lesson anew, too")
-    publish.add_argument("--jobs", type=int, default=0, help="notebooks at once; else one per core")
-    _add_folders(publish, "runs", "data")
-
-
-FOLDERS = {"runs": ("runs", "folder of runs"), "data": ("", "of data sets; else $CCREPRO_DATA, else data/")}
-
-
-def _add_folders(command: Parser, *names: str) -> None:
-    for name in names:
-        command.add_argument(f"--{name}-dir", default=FOLDERS[name][0], help=FOLDERS[name][1])
-
-
-def _add_options(command: argparse._ActionsContainer, fields: Sequence[dataclasses.Field]) -> None:
-    """One option per field of `Config`; a value is checked by the field's own rule."""
-    for f in fields:
-        text = f"{f.metadata['doc']} ({f.metadata['rule'].allowed})".replace("%", "%%")
-        command.add_argument(f"--{f.name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="X", help=text)
-
-
-def _config(options: argparse.Namespace) -> Config:
-    names = {f.name for f in dataclasses.fields(Config)}
-    given = {name: value for name, value in vars(options).items() if name in names}
-    return recipe(**{"preset": "demo", "variant": "cc", "seed": 0, **given})
-
-
-def _train(options: argparse.Namespace) -> None:
-    began, config = time.monotonic(), _config(options)  # mistakes are told before torch is imported, for seconds
-    if options.max_minutes is not None and hasattr(options, "epochs"):
+@app.command
+def train(
+    dataset: DataSet,
+    /,
+    *,
+    max_minutes: Annotated[float, about("In place of --epochs: as many as fit into this time, measured first.")] = 0,
+    tensorboard: Annotated[bool, about("Write the log for TensorBoard too.")] = False,
+    commit: Annotated[str, about("Of the code, for the record, where there is no .git.")] = "",
+    runs_dir: RunsDir = "runs",
+    data_dir: DataDir = "",
+    **given: Unpack[OfRecipe],
+) -> None:
+    """Train one data set, variant and seed, score it and write its record."""
+    if max_minutes and "epochs" in given:
         raise ConfigError("--epochs and --max-minutes both say how long. Give one of them.")
+    began, config = time.monotonic(), _config(dataset, given)
     from ccrepro import data
     from ccrepro.runs import rehearsal
     from ccrepro.runs.record import Run
@@ -195,134 +139,168 @@ def _train(options: argparse.Namespace) -> None:
     from ccrepro.runtime.distributed import join
 
     with join(choose_device(config.device)) as ranks:
-        images = data.sample(data.load(config.dataset, options.data_dir), config.sample, config.seed)
-        if options.max_minutes is not None:
-            within = functools.partial(rehearsal.epochs_within, config, images, options.max_minutes, began)
+        images = data.sample(data.load(config.dataset, data_dir), config.sample, config.seed)
+        if max_minutes:
+            within = functools.partial(rehearsal.epochs_within, config, images, max_minutes, began)
             config = config.replace(epochs=ranks.share(within))
         if ranks.rank > 0:
             fit(config, images, ranks=ranks)
             return
-        run = Run(config, images, options.runs_dir, tensorboard=options.tensorboard)
+        run = Run(config, images, runs_dir, tensorboard=tensorboard)
         trained = fit(config, images, run.report, run.checkpoints, ranks)
-    record = run.finish(*trained, options.commit)
+    record = run.finish(*trained, commit)
     print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {run.folder}/run.json")
 
 
-def _datasets(options: argparse.Namespace) -> None:
-    from ccrepro import data
-
-    if options.action == "list":
-        print(data.catalog(options.data_dir).to_markdown(index=False))
-        return
-    if options.dataset is None:
-        raise ConfigError("No data set is named. Add one of the names that `ccrepro datasets` lists.")
-    if options.imagenet:
-        from ccrepro.data import download  # late: needs the network's libraries
-
-        download.from_imagenet(options.dataset, Path(options.imagenet), data.data_root(options.data_dir))
-    images = data.load(options.dataset, options.data_dir)
-    shape = images.images.shape
-    print(f"{shape[0]:,} images of {shape[1:]}, {len(images.class_names)} classes: {images.sha256}")
+@app.command(name="recipe")
+def print_recipe(dataset: DataSet, /, **given: Unpack[OfRecipe]) -> None:
+    """Print the settings of a data set, variant and seed as YAML."""
+    print(yaml.safe_dump(_config(dataset, given).model_dump(mode="json"), sort_keys=False))
 
 
-def _recipe(options: argparse.Namespace) -> None:
-    settings = _config(options).model_dump()
-    print(yaml.safe_dump({k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}, sort_keys=False))
-
-
-def _cluster(options: argparse.Namespace) -> None:
-    names = {f.name for f in dataclasses.fields(Config)} - {"n_clusters"}
-    settings = {name: value for name, value in vars(options).items() if name in names}
-    n_clusters = recipe(OWN, OWN, n_clusters=options.n_clusters, **settings).n_clusters  # mistakes are told at once
-    from ccrepro.own_images import cluster
-
-    cluster.run(options.folder, n_clusters, options.out, options.skip_bad, options.pretrained, settings)
-
-
-def _predict(options: argparse.Namespace) -> None:
-    from ccrepro.own_images import predict
-
-    if options.name == "embed":
-        predict.embed(options.model, options.source, options.out)
-    else:
-        predict.predict(options.model, options.source)
-
-
-def _evaluate(options: argparse.Namespace) -> None:
-    if (options.model is None) == (options.authors_checkpoint is None):
+@app.command
+def evaluate(
+    model: Model = "",
+    /,
+    *,
+    authors_checkpoint: Annotated[str, about("In place of MODEL, checkpoint_N.tar of the authors' code.")] = "",
+    dataset: Annotated[str, about("Its name; else the one that the model was trained on.")] = "",
+    backbone: Annotated[str, about("Of the authors' checkpoint.")] = "resnet34",
+    data_dir: DataDir = "",
+) -> None:
+    """Score a trained model on a data set: NMI, ACC, ARI."""
+    if bool(model) == bool(authors_checkpoint):
         raise ConfigError("Give a MODEL, or --authors-checkpoint FILE.")
     from ccrepro.own_images import predict
 
-    if options.authors_checkpoint:
-        dataset = options.dataset or "cifar10"
-        if dataset not in RECIPES["paper"]:
-            raise unknown("data set of the authors", dataset, RECIPES["paper"])
-        config = recipe(dataset, "paper", backbone=options.backbone)
-        predict.evaluate_authors(options.authors_checkpoint, config, options.data_dir)
+    if model:
+        predict.evaluate(model, dataset or None, data_dir)
     else:
-        predict.evaluate(options.model, options.dataset, options.data_dir)
+        predict.evaluate_authors(authors_checkpoint, recipe(dataset or "cifar10", backbone=backbone), data_dir)
 
 
-def _reproduce(options: argparse.Namespace) -> None:
+@app.command
+def datasets(
+    action: Annotated[Literal["list", "get"], about("What to do.")] = "list",
+    name: DataSet = "",
+    /,
+    *,
+    imagenet: Annotated[str, about("ILSVRC-2012's training folder, to make ImageNet-10 or ImageNet-Dogs of it.")] = "",
+    data_dir: DataDir = "",
+) -> None:
+    """List the data sets, or get one: fetch, verify and pack it for all runs."""
+    from ccrepro import data
+
+    print(data.get(name, imagenet, data_dir) if action == "get" else data.catalog(data_dir).to_markdown(index=False))
+
+
+@app.command
+def cluster(
+    folder: Annotated[str, about("Images, in it and in its sub-folders.")],
+    /,
+    *,
+    n_clusters: Annotated[int, about("Number of clusters.")],
+    out: Annotated[str, about("Folder for the results.")],
+    skip_bad: Annotated[bool, about("Leave out images that cannot be read.")] = False,
+    pretrained: Annotated[str, about("Where the backbone starts: 'imagenet', or a file of weights.")] = "",
+    **given: Unpack[OfImages],
+) -> None:
+    """Cluster a folder of images: CSV, an HTML gallery, the model."""
+    config = recipe(OWN, OWN, n_clusters=n_clusters, **given)  # mistakes are told at once
+    from ccrepro.own_images import cluster
+
+    cluster.run(folder, config.n_clusters, out, skip_bad, pretrained, given)
+
+
+@app.command
+def predict(model: Model, source: Source, /) -> None:
+    """Print the cluster of each image, one JSON line each as soon as it is known."""
+    from ccrepro.own_images import predict
+
+    predict.predict(model, source)
+
+
+@app.command
+def embed(model: Model, source: Source, /, *, out: Annotated[str, about("FILE.npz")]) -> None:
+    """Write the features of each image to one .npz file."""
+    from ccrepro.own_images import predict
+
+    predict.embed(model, source, out)
+
+
+@app.command
+def reproduce(
+    *,
+    preset: Preset = "demo",
+    datasets: Annotated[Names, about("Data sets; else all of the preset.")] = (),
+    variants: Annotated[Names, about("Variants, which docs/reproduce.md lists; else all that fit.")] = (),
+    seeds: Names = ("0", "1", "2"),
+    jobs: Annotated[int, about("Runs at once; else one per GPU, or one per core.")] = 0,
+    dry_run: Annotated[bool, about("Say what would be run, and for how long; print its arguments.")] = False,
+    runs_dir: RunsDir = "runs",
+    data_dir: DataDir = "",
+    **given: Unpack[OfRuns],
+) -> None:
+    """Run what is missing of a preset, then make its tables and figures in results/local."""
     from ccrepro.reproduce import plan
 
-    if options.preset not in PRESETS:
-        raise unknown("preset", options.preset, PRESETS)
-    datasets = options.datasets or [d for d in RECIPES[options.preset] if "stand-in" not in DATASETS[d].title]
-    variants = options.variants or default_variants(options.preset)
-    seeds, changed = options.seeds or [0, 1, 2], _assigned(options.settings)
-    planned = plan.plan(options.preset, datasets, variants, seeds, options.runs_dir, **changed)
-    gpus, at_once = _workers(options.jobs)
-    print(plan.describe(planned, at_once), file=sys.stderr if options.dry_run else sys.stdout, flush=True)
-    if not options.dry_run:
-        plan.reproduce(planned, at_once, gpus, options.runs_dir, options.data_dir)
+    planned = plan.plan(preset, datasets, variants, seeds, runs_dir, **given)
+    print(plan.describe(planned, _at_once(jobs)), file=sys.stderr if dry_run else sys.stdout, flush=True)
+    if not dry_run:
+        plan.reproduce(planned, _at_once(jobs), _gpus(), runs_dir, data_dir)
         return
     for config in (p.config for p in planned if not p.done):
-        words = [f"--{name.replace('_', '-')} {value}" for name, value in changed.items()]
-        named = f"train {config.dataset} --preset {config.preset} --variant {config.variant} --seed {config.seed}"
-        print(" ".join([named, *words]))
+        named = {"preset": preset, "variant": config.variant, "seed": config.seed, **given}
+        print("train", config.dataset, *itertools.starmap(_option, named.items()))
 
 
-def _assigned(settings: Sequence[str]) -> dict[str, str]:
-    """NAME=VALUE, several of them, as a dict."""
-    wrong = [text for text in settings if "=" not in text]
-    if wrong:
-        raise ConfigError(f"--settings {wrong[0]} has no value. Write NAME=VALUE, such as epochs=10.")
-    return dict(text.split("=", 1) for text in settings)
+def _option(name: str, value: Any) -> str:
+    """A setting as it is written on the command line."""
+    option = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{'' if value else 'no-'}{option}"
+    return f"--{option} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
-def _workers(jobs: int) -> tuple[list[str], int]:
-    """The GPUs, and how many runs there may be at once."""
-    from ccrepro.runtime.device import visible_gpus
+@app.command
+def table(
+    name: Annotated[str, about("Name of the table; else all of them.")] = "",
+    /,
+    *,
+    preset: Preset = "demo",
+    format: Literal["markdown", "latex", "csv"] = "markdown",
+    results_dir: Annotated[str, about("Folder of results: results/local for what you have run.")] = "results",
+) -> None:
+    """Print a table of the paper: reported numbers beside ours."""
+    from ccrepro.reproduce import tables
 
-    gpus = visible_gpus()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return gpus, jobs if jobs > 0 else len(gpus) or cores
-
-
-def _table(options: argparse.Namespace) -> None:
-    from ccrepro.reproduce import records, tables
-
-    if options.table is not None and options.table not in tables.TABLES:
-        raise unknown("table", options.table, tables.TABLES)
-    runs = records.as_runs(records.load_records(options.preset, options.results_dir))
-    for name in [options.table] if options.table else tables.TABLES:
-        print(tables.formatted(name, runs, kind=options.format), end="\n\n")
+    print(tables.printed(name, preset, format, results_dir))
 
 
-def _bench(options: argparse.Namespace) -> None:
-    if options.rounds < 1:
-        raise ConfigError(f"--rounds is {options.rounds}. Write at least 1.")
+@app.command
+def bench(
+    *,
+    rounds: Annotated[int, about("Turns of each way; 3 for a quick look.", validator=Number(gte=1))] = 7,
+    only: Annotated[Names, about("Some of its sections; then nothing is saved.")] = (),
+    device: Annotated[str, about("auto, cpu or cuda.")] = "auto",
+    results_dir: Annotated[str, about("Folder of results, below which it writes bench/.")] = "results/local",
+) -> None:
+    """Measure our speed beside the authors' way and the limit."""
     from ccrepro.bench import measure
 
-    for name in options.only:
-        if name not in measure.SECTIONS:
-            raise unknown("section", name, measure.SECTIONS)
-    result = measure.run(options.rounds, tuple(options.only), options.device)
-    print(measure.table(result).to_string(index=False) if options.only else measure.save(result, options.results_dir))
+    result = measure.run(rounds, only, device)
+    print(measure.table(result).to_string(index=False) if only else measure.save(result, results_dir))
 
 
-def _publish(options: argparse.Namespace) -> None:
+@app.command
+def publish(
+    *,
+    lessons: Annotated[bool, about("Execute the lesson anew, too.")] = False,
+    jobs: Annotated[int, about("Notebooks at once; else one per core.")] = 0,
+    runs_dir: RunsDir = "runs",
+    data_dir: DataDir = "",
+) -> None:
+    """For the maintainers: put what was run into results/ and README.md."""
     from ccrepro.reproduce import readme
 
-    readme.publish(_workers(options.jobs)[1], options.lessons, options.runs_dir, options.data_dir)
+    readme.publish(_at_once(jobs), lessons, runs_dir, data_dir)

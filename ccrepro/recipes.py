@@ -141,11 +141,6 @@ def check_fits(config: Config, n_images: int, title: str) -> None:
             raise ConfigError(f"{name} is {value}, but {title} has {n_images} images. Choose a smaller one.")
 
 
-def default_variants(preset: str) -> list[str]:
-    """What a reproduction runs: all variants, but for Table 5's where a data set is too small for its networks."""
-    return [name for name, variant in VARIANTS.items() if preset != "demo" or variant.table != "5"]
-
-
 def overrides(config: Config) -> dict[str, Any]:
     """The settings that differ from the recipe this one names, those of the machine left out."""
     return config.differences(recipe(config.dataset, config.preset, config.variant, config.seed))

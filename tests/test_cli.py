@@ -20,24 +20,30 @@ from ccrepro.recipes import recipe
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "COMMAND"),
-        (["frobnicate"], "invalid choice: 'frobnicate'"),
+        (["frobnicate"], 'Unknown command "frobnicate"'),
         (["train", "mnist"], "Unknown data set 'mnist'"),
-        (["train", "cifar10"], "no recipe for cifar10"),
-        (["train", "digits", "--epoch", "1"], "Did you mean '--epochs'?"),
+        (["train", "cifar10", "--preset", "demo"], "no recipe for cifar10"),
+        (["train", "digits", "--epchs", "3"], "Did you mean --epochs?"),
         (["train", "digits", "--epochs", "-1"], "epochs is -1"),
         (["train", "digits", "--n-clusters", "5000"], "n_clusters is 5000, but Digits has 1797 images"),
-        (["train", "digits", "--seed", "banana"], "seed is 'banana'"),
+        (["train", "digits", "--seed", "banana"], "'banana'"),
+        (["train", "digits", "--lr", "banana"], 'unable to convert "banana" into float'),
+        (["train", "digits", "--backbone", "resnet43"], 'Did you mean "resnet34"?'),
+        (["train", "digits", "--epochs", "2.5"], "'2.5'"),
+        (["train", "digits", "--max-minutes", "3", "--epochs", "2"], "Give one of them"),
         (["train", "digits", "--variant", "view-one"], "Did you mean 'views-one'?"),
-        (["evaluate", "--authors-checkpoint", "x.tar", "--dataset", "digits"], "Unknown data set of the authors"),
+        (
+            ["evaluate", "--authors-checkpoint", "x.tar", "--dataset", "digits"],
+            "The preset paper has no recipe for digits",
+        ),
         (["datasets", "get", "cifar1"], "Did you mean 'cifar10'?"),
         (["cluster", "nowhere", "--n-clusters", "1", "--out", "out"], "n_clusters is 1"),
         (["embed", "nowhere", "nowhere", "--out", "features.csv"], ".npz"),
         (["reproduce", "--preset", "own"], "Unknown preset 'own'"),
         (["reproduce", "--variants", "cc", "typo"], "Unknown variant 'typo'"),
         (["table", "haeds"], "Did you mean 'heads'?"),
-        (["table", "--format", "html"], "invalid choice: 'html'"),
-        (["bench", "--rounds", "0"], "--rounds is 0"),
+        (["table", "--format", "html"], 'Invalid value "html"'),
+        (["bench", "--rounds", "0"], "Must be >= 1"),
     ],
     ids=" ".join,
 )
@@ -66,7 +72,7 @@ def test_what_stops_a_command_is_one_line_but_for_debug(monkeypatch, capsys, err
 def test_who_stops_reading_gets_no_traceback():
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "ccrepro", "recipe", "digits"]
+    command = [sys.executable, "-m", "ccrepro", "recipe", "digits", "--preset", "demo"]
     done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, b"")
@@ -77,14 +83,22 @@ def test_mistakes_are_told_before_torch_is_imported():
     assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0
 
 
-def test_help_lists_every_setting_and_defaults_that_say_something(capsys):
+def test_help_lists_every_setting(capsys):
     printed = ""
     for command in ("train", "cluster", "reproduce"):
-        with pytest.raises(SystemExit, match="0"):
-            main([command, "--help"])
+        assert main([command, "--help"]) == 0
         printed += capsys.readouterr().out
-    assert printed.count("--instance-temperature X") == 2
-    assert "(default: None)" not in printed
+    assert printed.count("--instance-temperature") == 3
+
+
+def test_without_a_preset_the_one_that_fits_the_machine_is_taken_and_told(capsys, monkeypatch):
+    for gpus, dataset, preset in (([], "digits", "demo"), ([], "cifar10", "laptop"), ([], "imagenette", "fast"),
+                                  (["0"], "cifar10", "fast"), (["0"], "digits", "demo")):  # fmt: skip
+        monkeypatch.setattr(cli, "_gpus", lambda found=gpus: found)
+        assert main(["recipe", dataset]) == 0
+        printed = capsys.readouterr()
+        assert yaml.safe_load(printed.out)["preset"] == preset
+        assert printed.err == f"Preset {preset}, which fits this machine. --preset names another.\n"
 
 
 def test_recipe_prints_every_setting(capsys):

@@ -26,6 +26,7 @@ from ccrepro import augmentations, batches, loss, train
 from ccrepro.bench import authors_way
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
+from ccrepro.errors import unknown
 from ccrepro.model import build
 from ccrepro.recipes import recipe
 from ccrepro.runs.record import git_commit, hardware, versions
@@ -56,7 +57,13 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
 
 
 def run(rounds: int = 7, only: tuple[str, ...] = (), device: str = "auto") -> dict[str, Any]:
-    """All measurements, as plain JSON values: where they were made, and a list of rows for each of `SECTIONS`."""
+    """All measurements, as plain JSON values: where they were made, and a list of rows for each of `SECTIONS`.
+
+    Raises `ConfigError` for an unknown section.
+    """
+    for name in only:
+        if name not in SECTIONS:
+            raise unknown("section", name, SECTIONS)
     torch.set_num_threads(1)
     torch.manual_seed(0)
     place = choose_device(device)

@@ -145,6 +145,18 @@ def catalog(root: str | Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def get(name: str, imagenet: str = "", root: str | Path | None = None) -> str:
+    """Fetch, verify and pack a data set, or build it from the ``imagenet`` folder. Returns its counts and SHA-256, in
+    words. Raises as `load` and `download.from_imagenet` do."""
+    if imagenet:
+        from ccrepro.data import download  # late: needs the network's libraries
+
+        download.from_imagenet(name, Path(imagenet), data_root(root))
+    data = load(name, root)
+    shape = data.images.shape
+    return f"{shape[0]:,} images of {shape[1:]}, {len(data.class_names)} classes: {data.sha256}"
+
+
 def _state(name: str, root: Path) -> str:
     if name == "digits":
         return "ships with scikit-learn"

@@ -7,7 +7,7 @@ ignores; ``results/`` itself holds what was published.
 import itertools
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,9 @@ from tqdm.std import tqdm
 from ccrepro import recipes
 from ccrepro.config import Config
 from ccrepro.data import ImageSet, load, sample
-from ccrepro.recipes import departures, recipe, run_name
+from ccrepro.data.registry import DATASETS
+from ccrepro.errors import unknown
+from ccrepro.recipes import PRESETS, RECIPES, VARIANTS, departures, recipe, run_name
 from ccrepro.reproduce import notebooks, pool, records, streams, tables
 from ccrepro.reproduce.records import Record
 from ccrepro.runs.record import Run, as_text, complete
@@ -50,16 +52,22 @@ class Planned(NamedTuple):
 
 def plan(
     preset: str,
-    datasets: Iterable[str],
-    variants: Iterable[str],
-    seeds: Iterable[Any],
+    datasets: Sequence[str],
+    variants: Sequence[str],
+    seeds: Sequence[Any],
     runs_dir: str | Path = "runs",
     **overrides: Any,
 ) -> list[Planned]:
     """All runs of a reproduction; those to run come last, seed by seed, in order of cost, the unknown ones at the end.
 
-    overrides: settings that depart from the recipes. Raises `ConfigError` for a name or a value that cannot be.
+    Without names: all data sets of the preset but the stand-ins, and all variants but, for the demo, Table 5's, whose
+    networks are too large for it. overrides: settings that depart from the recipes. Raises `ConfigError` for a name or
+    a value that cannot be.
     """
+    if preset not in PRESETS:
+        raise unknown("preset", preset, PRESETS)
+    datasets = datasets or [d for d in RECIPES[preset] if "stand-in" not in DATASETS[d].title]
+    variants = variants or [name for name, v in VARIANTS.items() if preset != "demo" or v.table != "5"]
     found = []
     known = [*_records(preset, "results"), *_records(preset, LOCAL)]
     for dataset, variant, seed in dict.fromkeys(itertools.product(datasets, variants, seeds)):

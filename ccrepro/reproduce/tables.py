@@ -10,9 +10,10 @@ import numpy as np
 import pandas as pd
 
 from ccrepro.data.registry import DATASETS
+from ccrepro.errors import unknown
 from ccrepro.metrics import mean_sd
 from ccrepro.recipes import RECIPES
-from ccrepro.reproduce.records import METRICS, Record, as_runs, departs, reported
+from ccrepro.reproduce.records import METRICS, Record, as_runs, departs, load_records, reported
 from ccrepro.runtime import storage
 
 
@@ -231,6 +232,15 @@ def formatted(name: str, runs: pd.DataFrame, metric: str = "acc", kind: str = "m
     if kind == "latex":
         return frame.style.hide(axis="index").to_latex(hrules=True, caption=caption)
     return frame.to_csv(index=False) if kind == "csv" else f"**{caption}**\n\n{as_markdown(frame)}"
+
+
+def printed(name: str, preset: str, kind: str, results_dir: str) -> str:
+    """A table in ACC as `formatted` has it, or all of them where ``name`` is empty. Raises `ConfigError` for another
+    name, and where there is no run."""
+    if name and name not in TABLES:
+        raise unknown("table", name, TABLES)
+    runs = as_runs(load_records(preset, results_dir))
+    return "\n\n".join(formatted(each, runs, kind=kind) for each in ([name] if name else TABLES)) + "\n"
 
 
 def as_markdown(frame: pd.DataFrame) -> str:
