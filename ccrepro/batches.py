@@ -6,9 +6,7 @@ training that is taken up again sees what it would have seen.
 Letters: M images of one pass, N images of a batch, n = N / R of them on this one of R ranks.
 """
 
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,8 +17,7 @@ from ccrepro import augmentations
 from ccrepro.config import Config
 from ccrepro.data import ImageSet, as_tensor
 from ccrepro.runtime.device import choose_device
-
-RESIDENT_SHARE = 0.5  # of a GPU's free memory that a data set may take, to be kept there
+from ccrepro.runtime.memory import fetched, placed
 
 
 @dataclass(frozen=True)
@@ -39,17 +36,12 @@ class Pass:
 
 def passes(config: Config, data: ImageSet) -> list[Pass]:
     """What an epoch goes through: images that fit are moved to the device, others stay where they are mapped."""
-    found = [Pass(_placed(data.images, config), as_tensor(data.sizes))]
+    device = choose_device(config.device)
+    found = [Pass(placed(as_tensor(data.images), device), as_tensor(data.sizes))]
     if config.unlabeled:
         sizes = torch.tensor(data.unlabeled.shape[2:]).expand(len(data.unlabeled), 2)
-        found.insert(0, Pass(_placed(data.unlabeled, config), sizes, both=False))
+        found.insert(0, Pass(placed(as_tensor(data.unlabeled), device), sizes, both=False))
     return found
-
-
-def _placed(images: np.ndarray, config: Config) -> Tensor:
-    if choose_device(config.device).type == "cuda" and images.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
-        return as_tensor(images).cuda()
-    return as_tensor(images)
 
 
 def epoch_pairs(
@@ -82,8 +74,7 @@ def pairs(
     start_row, stop_row, _ = rows.indices(n)
     steps, generator = len(images) // n, epoch_generator(config.seed, epoch, number)
     order = torch.randperm(len(images), generator=generator)[: steps * n].view(steps, n)
-    fetch = _indexed if images.device.type == device.type else _streamed
-    batches = fetch(images, order[first:, rows], device)
+    batches = fetched(images, order[first:, rows], device)
     shape, there = tuple(images.shape[2:]), sizes[order.reshape(-1)]
     drawn = [augmentations.draw(generator, there, shape, config).to(device) for _ in range(2)]
     for done, batch in enumerate(batches, first):
@@ -101,28 +92,6 @@ def _views(batch: Tensor, drawn: Sequence[augmentations.Parameters], config: Con
         else augmentations.eval_view(batch, config.image_size)
         for parameters, random in zip(drawn, augmented, strict=True)
     )
-
-
-def _indexed(images: Tensor, order: Tensor, device: torch.device) -> Iterator[Tensor]:
-    return (images[rows] for rows in order.to(device))
-
-
-def _streamed(images: Tensor, order: Tensor, device: torch.device, ahead: int = 4) -> Iterator[Tensor]:
-    """Batches from the host's memory, or mapped from disk, through pinned memory; some threads stay ``ahead`` of us.
-
-    We move them ourselves: which GPU is the current one is each thread's own, and theirs is always the first.
-    """
-
-    def fetch(rows: Tensor) -> Tensor:
-        return images[rows].pin_memory() if device.type == "cuda" else images[rows]
-
-    with ThreadPoolExecutor(2) as pool:
-        waiting = deque()
-        for rows in order:
-            waiting.append(pool.submit(fetch, rows))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result().to(device, non_blocking=True)
-        yield from (batch.result().to(device, non_blocking=True) for batch in waiting)
 
 
 def first_pairs(data: ImageSet, config: Config) -> tuple[Tensor, Tensor, Tensor]:

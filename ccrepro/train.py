@@ -28,6 +28,7 @@ from ccrepro.augmentations import eval_view
 from ccrepro.backbones import FastNetwork
 from ccrepro.config import Config
 from ccrepro.data import ImageSet, as_tensor
+from ccrepro.data.statistics import channel_statistics
 from ccrepro.errors import NumericalError
 from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, pair_cosines
 from ccrepro.model import ContrastiveClusteringModel, build
@@ -69,7 +70,6 @@ class State:
     rows: slice = field(default_factory=lambda: slice(None))
     epoch: int = 0  # finished epochs
     steps: list[Tensor] = field(default_factory=list)  # of the epoch under way: (METRIC_NAMES,) for each
-    checked: int = 0  # of these, found finite
     history: list[Epoch] = field(default_factory=list)
     seconds: float = 0.0  # spent on the epoch under way
 
@@ -99,26 +99,26 @@ def resolve(config: Config, ranks: int = 1) -> Config:
 
 
 def train(state: State, data: ImageSet) -> Iterator[None]:
-    """Train on all images, without their labels; yields after each step, the last one of an epoch when it is closed.
+    """Train on all images, without their labels. Yields after each step; after the last one of an epoch, whose means
+    are in the history then, ``state.steps`` is empty.
 
     Raises `NumericalError` in the step where a number is not finite (on a GPU: where the next look at them finds it).
     """
     config, parts = state.config, batches.passes(state.config, data)
-    last = sum(part.steps(config) for part in parts)
+    n_steps = sum(part.steps(config) for part in parts)
     while state.epoch < config.epochs:
-        before, began = state.seconds, time.perf_counter()
+        began = time.perf_counter() - state.seconds
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config, state.epoch)
         for views in batches.epoch_pairs(parts, config, state.epoch, len(state.steps), state.rows):
             state.steps.append(step(state, *views))
-            if config.device == "cpu" or len(state.steps) % CHECKED_STEPS == 0:
+            ended = len(state.steps) == n_steps
+            if ended or config.device == "cpu" or len(state.steps) % CHECKED_STEPS == 0:
                 check_finite(state)
-            state.seconds = before + time.perf_counter() - began
-            if len(state.steps) == last:
-                break
+            state.seconds = time.perf_counter() - began
+            if ended:
+                _close_epoch(state)
             yield
-        _close_epoch(state, before, began)
-        yield
 
 
 def step(state: State, view_a: Tensor, view_b: Tensor, both: bool = True) -> Tensor:
@@ -183,50 +183,30 @@ def learning_rate(config: Config, epoch: int) -> float:
 
 
 def check_finite(state: State) -> None:
-    """Raise `NumericalError` with the first step and term that are not finite. The host waits for the device here."""
-    steps = state.steps[state.checked :]
-    wrong = (~torch.stack(steps).isfinite()).nonzero().tolist() if steps else []
+    """Raise `NumericalError` with the first step and term of the epoch that are not finite. The host waits for the
+    device here."""
+    wrong = (~torch.stack(state.steps).isfinite()).nonzero().tolist() if state.steps else []
     if wrong:
-        number, term = wrong[0][0] + state.checked, wrong[0][1]
+        number, term = wrong[0]
         what, value = METRIC_NAMES[term], state.steps[number][term].item()
         where = f"epoch {state.epoch + 1}, step {number + 1}"
         raise NumericalError(f"{what} is {value} in {where}. Lower lr, or raise the temperatures.")
-    state.checked = len(state.steps)
 
 
-def _close_epoch(state: State, before: float, began: float) -> None:
-    """Append the means over the epoch's steps to the history."""
-    check_finite(state)
-    state.seconds = before + time.perf_counter() - began  # with the steps that the host was ahead of a GPU
+def _close_epoch(state: State) -> None:
+    """Append the means over the epoch's steps to the history, and begin the next epoch."""
     means = dict(zip(METRIC_NAMES, torch.stack(state.steps).mean(0).tolist(), strict=True))
     state.history.append({"epoch": state.epoch + 1, **means, "seconds": state.seconds})
-    state.epoch, state.steps, state.checked, state.seconds = state.epoch + 1, [], 0, 0.0
+    state.epoch, state.steps, state.seconds = state.epoch + 1, [], 0.0
 
 
 def fit_input(model: ContrastiveClusteringModel, config: Config, images: np.ndarray) -> None:
     """Set what the model knows of its input from the start: the channels' statistics, and the whitening of patches."""
     if config.normalize:
-        mean, deviation = channel_statistics(images)
+        mean, deviation = map(torch.from_numpy, channel_statistics(images))
         model.standardize.mean.copy_(mean[:, None, None])
         model.standardize.deviation.copy_(deviation[:, None, None])
     if isinstance(model.backbone, FastNetwork):
         n = min(len(images), max(1, WHITENED_PIXELS // config.image_size**2))
         rows = np.linspace(0, len(images) - 1, n).astype(int)
         model.backbone.whiten(model.standardize(eval_view(as_tensor(images[rows]), config.image_size)))
-
-
-def channel_statistics(images: np.ndarray, at_once: int = 2**20) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of each channel's pixels in [0, 1]: uint8 (N, C, H, W) → (C,), (C,), exact for any N.
-
-    The deviation of a channel in which all pixels are equal, as two of green fluorescence are, is 1: nothing is there
-    to be scaled. at_once: pixels that are counted at a time; numpy makes 8 bytes of each.
-    """
-    at_once = max(1, at_once // math.prod(images.shape[2:]))
-    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
-    for first in range(0, len(images), at_once):
-        for channel, count in enumerate(counts):
-            count += np.bincount(images[first : first + at_once, channel].ravel(), minlength=256)
-    share, value = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
-    mean, constant = share @ value, share.max(1) == 1
-    variance = np.where(constant, 1, share @ value**2 - mean**2)
-    return torch.tensor(mean).float(), torch.tensor(np.sqrt(variance)).float()

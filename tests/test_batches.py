@@ -1,11 +1,10 @@
 import dataclasses
-import threading
 
 import pytest
 import torch
 from torch.testing import assert_close
 
-from ccrepro import augmentations, batches
+from ccrepro import augmentations
 from ccrepro.batches import epoch_generator, epoch_pairs, first_pairs, pairs, passes
 from ccrepro.recipes import recipe
 
@@ -68,18 +67,3 @@ def test_unlabeled_images_are_a_pass_of_their_own(patterns):
     assert [both for *_, both in whole] == [False] * 6 + [True] * 3
     for first in (4, 6, 8):
         assert_close(list(epoch_pairs(parts, config, epoch=0, first=first)), whole[first:], rtol=0, atol=0)
-
-
-def test_streamed_batches_are_the_indexed_ones(tensors):
-    order, cpu = torch.randperm(96).view(8, 12), torch.device("cpu")
-    streamed, indexed = (fetch(tensors[0], order, cpu) for fetch in (batches._streamed, batches._indexed))
-    assert all(torch.equal(a, b) for a, b in zip(streamed, indexed, strict=True))
-
-
-def test_streamed_batches_are_moved_by_the_thread_that_trains(tensors, monkeypatch):
-    """CUDA's current device is a thread's own: another thread would move the batches of every rank to the first GPU."""
-    threads, real = [], torch.Tensor.to
-    monkeypatch.setattr(torch.Tensor, "to", lambda *a, **k: threads.append(threading.current_thread()) or real(*a, **k))
-    found = list(batches._streamed(tensors[0], torch.randperm(96).view(8, 12), torch.device("meta")))
-    assert {batch.device.type for batch in found} == {"meta"}
-    assert threads == [threading.current_thread()] * 8

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from ccrepro import augmentations, batches, train
 from ccrepro.data import ImageSet
+from ccrepro.data.statistics import channel_statistics
 from ccrepro.errors import NumericalError
 from ccrepro.evaluate import evaluate
 from ccrepro.loss import cluster_loss, instance_loss
@@ -159,18 +160,11 @@ def test_standardised_pixels_have_mean_0_and_standard_deviation_1(patterns, tiny
     assert "standardize.mean" in model.state_dict()  # so that a saved model sees pixels as it did in training
 
 
-def test_channel_statistics_are_those_of_all_pixels(generator):
-    images = (torch.rand(23, 3, 5, 6, generator=generator) * 255).byte()
-    mean, deviation = train.channel_statistics(images.numpy(), at_once=7 * 30)
-    assert_close(mean, (images / 255).mean((0, 2, 3)))
-    assert_close(deviation, (images / 255).double().std((0, 2, 3), correction=0).float())
-
-
 def test_a_channel_without_contrast_is_not_divided_by_zero(generator):
     """As in images of green fluorescence; nor is it by the root of a variance that rounding made negative."""
     images = torch.randint(0, 256, (24, 3, 8, 8), generator=generator).byte().numpy()
     images[:, 0], images[:, 2] = 0, 77
-    mean, deviation = train.channel_statistics(images)
+    mean, deviation = channel_statistics(images)
     assert deviation[[0, 2]].tolist() == [1, 1]
     assert mean[2] == pytest.approx(77 / 255)
     data = ImageSet("green", images, np.full((24, 2), 8), None, (), "made here")
