@@ -16,7 +16,7 @@ REPRODUCE = $(VENV)/ccrepro reproduce --preset $(PRESET) --seeds $(SEEDS) --jobs
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce plan test test-slow bench lab publish lint format environment clean
+.PHONY: help reproduce plan test test-slow bench lab publish lint format environment upgrade clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -50,12 +50,22 @@ format: environment ## format the code and strip the notebooks
 
 environment: .venv/installed
 
-.venv/installed: pyproject.toml
+# pip installs uv from the lock, and uv the rest: that is several times as fast as pip.
+.venv/installed: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit("ccrepro needs Python 3.11 or newer. Set PYTHON=python3.12, say." if sys.version_info < (3, 11) else 0)'
-	@echo "Making .venv: PyTorch and the rest, about 6 GB on disk; two minutes with a fast line."
+	@echo "Making .venv: PyTorch and the rest, about 6 GB on disk; a minute with a fast line."
 	@$(PYTHON) -m venv .venv
-	@$(VENV)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@sed -n '/^uv==/,/#/p' requirements.lock | \
+	  $(VENV)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r /dev/stdin
+	@$(VENV)/uv pip install --python $(VENV)/python --require-hashes -r requirements.lock
+	@$(VENV)/uv pip install --python $(VENV)/python --quiet --no-deps --no-build-isolation -e .
 	@touch $@
+
+upgrade: environment ## renew requirements.lock with the newest versions, and .venv with it
+	@$(VENV)/uv pip compile --quiet --upgrade --universal --python $(VENV)/python --python-version 3.11.4 \
+	  --generate-hashes --no-emit-index-url --custom-compile-command "make upgrade" \
+	  --extra dev --output-file requirements.lock pyproject.toml
+	@$(MAKE) --no-print-directory environment
 
 clean: ## remove .venv and caches; runs and results stay
 	rm -rf .venv build *.egg-info .pytest_cache .ruff_cache

@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from ccrepro import errors
 from ccrepro.recipes import overrides, recipe, run_name
@@ -81,9 +82,20 @@ def test_dependencies_stand_in_one_list_with_why_and_without_where_from():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     text = (ROOT / "pyproject.toml").read_text()
     python = tomllib.loads(text)["project"]["requires-python"]
-    assert environment["dependencies"] == [f"python{python}", "pip", {"pip": ["-e .[dev]"]}]
+    assert environment["dependencies"] == [f"python{python}", "pip", {"pip": ["-r requirements.lock"]}]
+    assert f"--python-version {python.strip('>=')} " in (ROOT / "Makefile").read_text()
     assert [line for line in text.splitlines() if re.match(r'    "[\w-]+>=', line) and "  # " not in line] == []
-    assert tell("git", "grep", "-lEi", "index[-_]url|pypi[.]|pythonho[s]ted|/simple[/]|find[-]links") == ""
+    assert tell("git", "grep", "-lEi", "index[-_]url[ =:]+[^ ]*:|pypi[.]|pythonho[s]ted|/simple[/]|find[-]links") == ""
+
+
+def test_lock_has_every_dependency_by_version_and_hash_and_no_address():
+    lock = (ROOT / "requirements.lock").read_text()
+    versions = dict(re.findall(r"^([\w-]+)==(\S+) .*\n    --hash=sha256:[0-9a-f]{64}\b", lock, flags=re.M))
+    assert set(re.findall(r"^[^ #=]+", lock, flags=re.M)) == set(versions)
+    assert "://" not in lock
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for needed in map(Requirement, project["dependencies"] + project["optional-dependencies"]["dev"]):
+        assert needed.specifier.contains(versions[needed.name.lower()]), f"{needed}: run `make upgrade`"
 
 
 def test_make_does_what_readers_are_told():
