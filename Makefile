@@ -5,13 +5,13 @@ PRESET ?= demo
 DATASETS ?=
 VARIANTS ?=
 SEEDS ?= 0 1 2
+# such as SETTINGS="--epochs 10": what departs from the recipes
 SETTINGS ?=
 JOBS ?= 0
 
 VENV := .venv/bin
 REPRODUCE = $(VENV)/ccrepro reproduce --preset $(PRESET) --seeds $(SEEDS) --jobs $(JOBS) \
-  $(if $(DATASETS),--datasets $(DATASETS)) $(if $(VARIANTS),--variants $(VARIANTS)) \
-  $(if $(SETTINGS),--settings $(SETTINGS))
+  $(if $(DATASETS),--datasets $(DATASETS)) $(if $(VARIANTS),--variants $(VARIANTS)) $(SETTINGS)
 # One thread per process: the cores are for several processes, and with one the numbers repeat bit for bit.
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 

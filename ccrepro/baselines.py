@@ -1,7 +1,7 @@
 """Classical clustering of raw pixels, re-run by us through scikit-learn (the upper rows of Table 2).
 
-The paper copies its rows from earlier papers, whose settings it does not give; ours are stated here. All take float
-(N, F) and return int (N,) in 0 … K - 1.
+The paper copies its rows from earlier papers and gives no settings; ours stand here. All functions take float (N, F)
+and return int (N,) in 0 … K - 1.
 """
 
 import numpy as np
@@ -10,12 +10,12 @@ from sklearn.decomposition import NMF
 
 
 def kmeans(vectors: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """k-means with ten starts, the best kept. Also what clusters features in Table 4."""
+    """k-means, the best of ten starts. It also clusters the features in Table 4."""
     return KMeans(n_clusters, n_init=10, random_state=seed).fit_predict(vectors)
 
 
 def spectral(vectors: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """Spectral clustering of the graph of ten nearest neighbours, its eigenvectors clustered by k-means (SC)."""
+    """Spectral clustering (SC): k-means on the eigenvectors of the graph of ten nearest neighbours."""
     graph = SpectralClustering(n_clusters, affinity="nearest_neighbors", n_neighbors=10, random_state=seed)
     return graph.fit_predict(vectors)
 
@@ -26,7 +26,7 @@ def agglomerative(vectors: np.ndarray, n_clusters: int, seed: int) -> np.ndarray
 
 
 def nmf(vectors: np.ndarray, n_clusters: int, seed: int) -> np.ndarray:
-    """k-means on the weights of a non-negative factorisation of rank K. Vectors must not be negative."""
+    """k-means on the weights of a non-negative matrix factorisation of rank K, of vectors that are not negative."""
     parts = NMF(n_clusters, init="nndsvda", max_iter=500, tol=1e-3, random_state=seed)
     return kmeans(parts.fit_transform(vectors), n_clusters, seed)
 

@@ -1,7 +1,7 @@
 """The order of the images and their two views: a function of (seed, epoch).
 
-All randomness of an epoch is drawn on the CPU before its first step. So the stream is the same on every device, and a
-training that is taken up again sees what it would have seen.
+All random numbers of an epoch are drawn on the CPU before its first step. So the views are the same on every device, and
+a run that resumes sees the views that it would have seen.
 
 Letters: M images of one pass, N images of a batch, n = N / R of them on this one of R ranks.
 """
@@ -22,8 +22,8 @@ from ccrepro.runtime.memory import fetched, placed
 
 @dataclass(frozen=True)
 class Pass:
-    """Images that an epoch goes through once: uint8 (M, C, H, W), their own sizes (M, 2), and whether both losses are
-    used on them (§4.2, STL-10)."""
+    """Images that an epoch trains on once: uint8 (M, C, H, W), their own heights and widths (M, 2), and whether both
+    losses are used, or the instance loss alone (§4.2, STL-10's unlabeled images)."""
 
     images: Tensor
     sizes: Tensor
@@ -35,7 +35,7 @@ class Pass:
 
 
 def passes(config: Config, data: ImageSet) -> list[Pass]:
-    """What an epoch goes through: images that fit are moved to the device, others stay where they are mapped."""
+    """The passes of an epoch: the unlabeled images first, if the settings ask for them, then all others."""
     device = choose_device(config.device)
     found = [Pass(placed(as_tensor(data.images), device), as_tensor(data.sizes))]
     if config.unlabeled:
@@ -64,11 +64,11 @@ def pairs(
     first: int = 0,
     rows: slice = slice(None),
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The pairs of views of one pass: uint8 (M, C, H, W) → two of (n, C, S, S) per step; M mod N images are left out.
+    """The two views of each batch of one pass: uint8 (M, C, H, W) → two of (n, C, S, S) per step.
 
-    sizes: (M, 2) the images' own heights and widths. ``number`` tells the passes of one epoch apart; ``first`` steps
-    are passed over; ``rows`` of each batch are made, the others are another rank's. Views are made where training runs;
-    images elsewhere are fetched while the last step computes.
+    M mod N images are left out. sizes: (M, 2) the images' own heights and widths. number: of the pass in its epoch.
+    first: steps to skip, which were taken before. rows: of each batch that this rank makes. Views are made on the
+    device that trains.
     """
     n, device = config.batch_size, choose_device(config.device)
     start_row, stop_row, _ = rows.indices(n)
@@ -95,7 +95,7 @@ def _views(batch: Tensor, drawn: Sequence[augmentations.Parameters], config: Con
 
 
 def first_pairs(data: ImageSet, config: Config) -> tuple[Tensor, Tensor, Tensor]:
-    """What training sees first, to be looked at: a batch's images as they are and its two views, (N, C, S, S) each."""
+    """The first batch of a training, to look at: its images and its two views, (N, C, S, S) each."""
     images, sizes = as_tensor(data.images), torch.tensor(data.sizes)
     config = config.replace(device="cpu", compile="off")
     views = next(pairs(images, sizes, config, epoch=0))

@@ -20,7 +20,7 @@ from cyclopts.validators import Number
 
 from ccrepro.config import Config
 from ccrepro.errors import CcreproError, ConfigError
-from ccrepro.recipes import OWN, PRESETS, RECIPES, recipe
+from ccrepro.recipes import OWN, PRESETS, RECIPES, VARIANTS, recipe
 
 
 def about(text: str, **more: Any) -> Parameter:
@@ -228,13 +228,13 @@ def embed(model: Model, source: Source, /, *, out: Annotated[str, about("FILE.np
     predict.embed(model, source, out)
 
 
-@app.command
+@app.command(help_epilogue="Variants: " + "; ".join(f"{name}: {v.about}" for name, v in VARIANTS.items()) + ".")
 def reproduce(
     *,
     preset: Preset = "demo",
     datasets: Annotated[Names, about("Data sets; else all of the preset.")] = (),
-    variants: Annotated[Names, about("Variants, which docs/reproduce.md lists; else all that fit.")] = (),
-    seeds: Names = ("0", "1", "2"),
+    variants: Annotated[Names, about("Variants, listed below; else all that fit.")] = (),
+    seeds: Annotated[Names, about("Seeds; else 0 1 2.")] = ("0", "1", "2"),
     jobs: Annotated[int, about("Runs at once; else one per GPU, or one per core.")] = 0,
     dry_run: Annotated[bool, about("Say what would be run, and for how long; print its arguments.")] = False,
     runs_dir: RunsDir = "runs",

@@ -1,4 +1,4 @@
-"""Errors a user can act on: one or two sentences that say what is wrong and what to do."""
+"""Errors that a user can act on. Each is one or two sentences: what is wrong, and what to do."""
 
 import difflib
 from collections.abc import Iterable
@@ -15,7 +15,7 @@ class CcreproError(Exception):
 
 
 class ConfigError(CcreproError, ValueError):
-    """A setting, a name or a parameter that cannot be."""
+    """A setting, a name or a parameter that is not allowed."""
 
     exit_code = 2
 
@@ -27,7 +27,7 @@ class DataError(CcreproError):
 
 
 class ImageError(DataError, ValueError):
-    """Images, given as arrays or as files, that cannot be clustered as they are."""
+    """A user's images that cannot be clustered as they are."""
 
 
 class CheckpointError(CcreproError):
@@ -43,25 +43,25 @@ class NumericalError(CcreproError):
 
 
 class LockedError(CcreproError):
-    """A run's folder that another process writes to, or that cannot be locked."""
+    """A folder that another process writes to, or that cannot be locked."""
 
     exit_code = 6
 
 
 class Stopped(CcreproError):
-    """SIGTERM, after what was under way has been saved."""
+    """The process got SIGTERM, and saved its work."""
 
     exit_code = 143
 
 
 class StoppedByUser(Stopped):
-    """Ctrl-C, after what was under way has been saved."""
+    """The user pressed Ctrl-C, and the work was saved."""
 
     exit_code = 130
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not in ``known``: it proposes the nearest one, or lists all."""
+    """The error for a name that is not among the known ones. It proposes the nearest, or lists all."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     help_ = f"Did you mean {near[0]!r}?" if near else f"Choose one of {', '.join(map(repr, known))}."

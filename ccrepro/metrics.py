@@ -1,4 +1,4 @@
-"""Scores of a clustering against labels: NMI, ACC and ARI (§4.3), right also where clusters are empty or too many."""
+"""Scores of a clustering against labels: NMI, ACC and ARI (§4.3). Clusters may be empty, or more than the classes."""
 
 from collections.abc import Iterable
 
@@ -10,10 +10,9 @@ from sklearn.metrics.cluster import contingency_matrix
 
 
 def accuracy(labels_true: ArrayLike, labels_pred: ArrayLike) -> float:
-    """ACC: share of images whose cluster is matched to their class, under the best one-to-one matching.
+    """ACC: the share of images whose cluster is matched to their class, under the best one-to-one matching.
 
-    Both (n_images,). Label values do not matter. With more clusters than classes (or fewer), what is left
-    unmatched counts as wrong.
+    Both (n_images,). Label values do not matter. Images of a class or a cluster without a match count as wrong.
     """
     counts = contingency_matrix(labels_true, labels_pred)
     return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / counts.sum())
@@ -29,15 +28,14 @@ def scores(labels_true: ArrayLike, labels_pred: ArrayLike) -> dict[str, float]:
 
 
 def contingency(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int) -> np.ndarray:
-    """(classes, n_clusters) counts, columns in the order that matches clusters to classes, unmatched ones last."""
+    """(classes, n_clusters) counts. Columns are in the order of their matched classes, those without a match last."""
     counts = _counts(labels_true, labels_pred, n_clusters)
     matched = linear_sum_assignment(counts, maximize=True)[1]
-    rest = [k for k in range(n_clusters) if k not in matched]
-    return counts[:, [*matched, *rest]]
+    return counts[:, [*matched, *np.setdiff1d(np.arange(n_clusters), matched)]]
 
 
 def matched_classes(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int) -> np.ndarray:
-    """(n_clusters,) the class that each cluster is matched to, as `accuracy` does it; -1 for a cluster left over."""
+    """(n_clusters,) the class that each cluster is matched to, as in `accuracy`; -1 for a cluster without a match."""
     classes, clusters = linear_sum_assignment(_counts(labels_true, labels_pred, n_clusters), maximize=True)
     found = np.full(n_clusters, -1)
     found[clusters] = np.unique(labels_true)[classes]
@@ -53,7 +51,7 @@ def _counts(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int) -> 
 
 
 def mean_sd(values: Iterable[float]) -> str:
-    """Mean and the sample's standard deviation (n - 1), as in 0.972 ± 0.005; without it for one value, – for none."""
+    """Mean and standard deviation (n - 1), such as 0.972 ± 0.005; the value alone for one; – for none."""
     values = np.asarray(list(values), dtype=float)
     if len(values) == 0:
         return "–"

@@ -10,10 +10,9 @@ from ccrepro.config import Config
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError, unknown
 
-OWN = "own"  # stands in `Config.dataset` and `Config.preset` for anybody's images, of which nothing is known beforehand
+OWN = "own"  # in `Config.dataset` and `Config.preset`: a user's own images
 
-# For what is slow on all images of a large data set: at most so many, drawn at random with the run's seed.
-SAMPLE = 10_000
+SAMPLE = 10_000  # images at most, drawn at random with the run's seed, for what is slow on all
 
 
 class Variant(NamedTuple):
@@ -53,15 +52,9 @@ FAST_SMALL = {**FAST, "backbone": "fast-m", "image_size": 32, "stem": "cifar", "
 FAST_LARGE = {**FAST, **STRONG, "blur": 0.5, "batch_size": 256, "lr": 0.2}
 # Minutes or hours of one core: a small network, small views, small batches.
 LAPTOP = {
-    **FAST,
-    "backbone": "fast-s",
-    "stem": "cifar",
-    "image_size": 20,
-    "batch_size": 256,
-    "lr": 0.2,
-    "warmup": 0.05,
-    "epochs": 40,
-}
+    **FAST, "backbone": "fast-s", "stem": "cifar", "image_size": 20,
+    "batch_size": 256, "lr": 0.2, "warmup": 0.05, "epochs": 40,
+}  # fmt: skip
 LAPTOP_LARGE = {**LAPTOP, **STRONG, "image_size": 64, "batch_size": 128, "lr": 0.1}
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -102,7 +95,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
         "imagenet-dogs": {**STRONG, "blur": 0.5, "n_clusters": 15},
         "tiny-imagenet": {"n_clusters": 200},
     },
-    # Ours, for anybody's images: the fast preset's. `own_recipe` adds what depends on how many and how large.
+    # For a user's own images: the fast preset. `own_recipe` adds what depends on how many they are and how large.
     "own": {OWN: {**FAST, "image_size": 32, "stem": "cifar", "batch_size": 32, "epochs": 100}},
 }  # fmt: skip
 PRESETS = tuple(name for name in RECIPES if name != OWN)  # that a reproduction may name
@@ -111,8 +104,8 @@ PRESETS = tuple(name for name in RECIPES if name != OWN)  # that a reproduction 
 def recipe(dataset: str, preset: str = "paper", variant: str = "cc", seed: int = 0, **overrides: Any) -> Config:
     """The settings of one run: data set, preset, variant, seed, and what the caller changes.
 
-    Raises `ConfigError` for an unknown name, a data set that the preset has no recipe for, a bad value, and for more
-    clusters, or a larger batch, than there are images.
+    Raises `ConfigError` for an unknown name, for a data set without a recipe in this preset, for a bad value, and for
+    more clusters, or a larger batch, than there are images.
     """
     if preset not in RECIPES:
         raise unknown("preset", preset, PRESETS)
@@ -142,12 +135,12 @@ def check_fits(config: Config, n_images: int, title: str) -> None:
 
 
 def overrides(config: Config) -> dict[str, Any]:
-    """The settings that differ from the recipe this one names, those of the machine left out."""
+    """The settings that differ from the recipe. Settings of the machine do not count."""
     return config.differences(recipe(config.dataset, config.preset, config.variant, config.seed))
 
 
 def departures(changed: dict[str, Any]) -> str:
-    """`overrides` as they stand in the name of a run: 10ep-16px, say; nothing where nothing departs from the recipe."""
+    """How a run's name states its `overrides`: "10ep-16px", for example; "" where there are none."""
     short = {"epochs": "{}ep", "image_size": "{}px"}
     parts = [text.format(changed[name]) for name, text in short.items() if name in changed]
     parts += [f"{name}={value}" for name, value in changed.items() if name not in short]
@@ -155,7 +148,7 @@ def departures(changed: dict[str, Any]) -> str:
 
 
 def run_name(config: Config) -> str:
-    """Where a run lives below ``runs/`` and ``results/runs/``, as in laptop/cifar10/cc-10ep-16px-seed0."""
+    """The folder of a run below ``runs/``, such as laptop/cifar10/cc-10ep-16px-seed0."""
     parts = filter(None, (config.variant, departures(overrides(config)), f"seed{config.seed}"))
     return f"{config.preset}/{config.dataset}/{'-'.join(parts)}"
 

@@ -58,8 +58,8 @@ CHECKED_STEPS = 50  # steps between two looks at a GPU's numbers; on a CPU every
 class State:
     """The settings, with every ``auto`` decided, and all that training changes.
 
-    Where several ranks train together, ``network`` is the wrapped model, ``gather`` makes the outputs of all ranks of
-    this one's, and ``rows`` are this rank's of each batch.
+    With several ranks, ``network`` is the model in its wrapper, ``gather`` collects the outputs of all ranks, and
+    ``rows`` are this rank's rows of each batch.
     """
 
     config: Config
@@ -75,9 +75,9 @@ class State:
 
 
 def start(config: Config, data: ImageSet, model: ContrastiveClusteringModel | None = None) -> State:
-    """An untrained model, or the one that is given, on its device, and its optimizer.
+    """A new model, or the given one, on its device, and its optimizer.
 
-    Raises `ConfigError` for fewer images than a batch takes, and without a GPU that is asked for.
+    Raises `ConfigError` where a batch takes more images than there are, and where the device is absent.
     """
     check_fits(config, len(data.images), data.name)
     if model is None:
@@ -91,7 +91,7 @@ def start(config: Config, data: ImageSet, model: ContrastiveClusteringModel | No
 
 
 def resolve(config: Config, ranks: int = 1) -> Config:
-    """The settings with every ``auto`` decided here. Raises `ConfigError` without a GPU that is asked for."""
+    """The settings with every ``auto`` decided for this machine. Raises `ConfigError` where the device is absent."""
     device, precision, mode = choose_device(config.device).type, config.precision, config.compile
     precision = choose_precision(device, config.map_side) if precision == "auto" else precision
     mode = choose_compile(device, config.map_side, ranks) if mode == "auto" else mode
@@ -122,10 +122,10 @@ def train(state: State, data: ImageSet) -> Iterator[None]:
 
 
 def step(state: State, view_a: Tensor, view_b: Tensor, both: bool = True) -> Tensor:
-    """One step on two views (n, C, S, S) of this rank's images, each with its own batch statistics.
+    """One step on two views (n, C, S, S) of this rank's images. Each view has its own batch statistics.
 
-    ``both=False`` leaves the cluster loss out (STL-10's unlabeled images). Returns the values of `METRIC_NAMES`, on the
-    device: the host does not wait for them. They are of the global batch, and so the same on all ranks.
+    ``both=False`` leaves the cluster loss out (STL-10's unlabeled images). Returns the values of `METRIC_NAMES` of the
+    global batch, on the device, so that the host does not wait for them.
     """
     config = state.config
     state.network.train()
@@ -142,9 +142,9 @@ def step(state: State, view_a: Tensor, view_b: Tensor, both: bool = True) -> Ten
 def losses(
     network: nn.Module, view_a: Tensor, view_b: Tensor, config: Config, heads: str, gather: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss to be minimised, of the global batch on every rank, and all of `METRIC_NAMES` but the gradient's.
+    """The loss of the global batch, the same on every rank, and all of `METRIC_NAMES` but the gradient's norm.
 
-    The network may run in bf16; losses are in fp32. heads: whose losses count, as in `Config`.
+    The network may run in bf16; the losses are in fp32. heads: whose losses count, as in `Config`.
     """
     with torch.autocast(view_a.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
         outputs = [*network(view_a), *network(view_b)]
@@ -164,9 +164,9 @@ def _compiled_losses(mode: str) -> Callable[..., tuple[Tensor, dict[str, Tensor]
 
 
 def diagnostics(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> dict[str, Tensor]:
-    """What to watch without labels: cosines of positive and negative pairs of rows and of columns (`pair_cosines`),
-    entropy of the mean assignment in nats, share of the largest cluster, clusters that are the largest assignment of
-    some view. z: (N, D), p: (N, K)."""
+    """What one can watch without labels: the cosines of positive and negative pairs of rows and of columns
+    (`pair_cosines`), the entropy of the mean assignment in nats, the share of the largest cluster, and how many clusters
+    are the largest entry of some row. z: (N, D), p: (N, K)."""
     p = torch.cat((p_a, p_b))
     cosines = {"instance": pair_cosines(z_a, z_b), "cluster": pair_cosines(p_a.T, p_b.T)}
     named = {f"{head}_{name}": value for head, values in cosines.items() for name, value in values.items()}
@@ -176,7 +176,7 @@ def diagnostics(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> dict[str,
 
 
 def learning_rate(config: Config, epoch: int) -> float:
-    """Of the epoch (from 0): constant, or half a cosine from ``config.lr`` down to zero; rising at first, if asked."""
+    """The learning rate of an epoch (from 0): constant, or half a cosine down to zero, after a linear warm-up if any."""
     rising = min(1.0, (epoch + 1) / (config.warmup * config.epochs)) if config.warmup else 1.0
     falling = 1.0 if config.schedule == "constant" else (1 + math.cos(math.pi * epoch / config.epochs)) / 2
     return config.lr * rising * falling
@@ -201,7 +201,7 @@ def _close_epoch(state: State) -> None:
 
 
 def fit_input(model: ContrastiveClusteringModel, config: Config, images: np.ndarray) -> None:
-    """Set what the model knows of its input from the start: the channels' statistics, and the whitening of patches."""
+    """Set what the model takes from the images before training: the channels' statistics and the whitening."""
     if config.normalize:
         mean, deviation = map(torch.from_numpy, channel_statistics(images))
         model.standardize.mean.copy_(mean[:, None, None])
