@@ -1,7 +1,7 @@
 """The order of the images and their two views: a function of (seed, epoch).
 
-All random numbers of an epoch are drawn on the CPU before its first step. So the views are the same on every device, and
-a run that resumes sees the views that it would have seen.
+All random numbers of an epoch are drawn on the CPU before its first step. So the views are the same on every device,
+and a run that resumes sees the views that it would have seen.
 
 Letters: M images of one pass, N images of a batch, n = N / R of them on this one of R ranks.
 """

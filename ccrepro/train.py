@@ -91,7 +91,7 @@ def start(config: Config, data: ImageSet, model: ContrastiveClusteringModel | No
 
 
 def resolve(config: Config, ranks: int = 1) -> Config:
-    """The settings with every ``auto`` decided for this machine. Raises `ConfigError` where the device is absent."""
+    """The settings with every ``auto`` decided here. Raises `ConfigError` where the device is absent."""
     device, precision, mode = choose_device(config.device).type, config.precision, config.compile
     precision = choose_precision(device, config.map_side) if precision == "auto" else precision
     mode = choose_compile(device, config.map_side, ranks) if mode == "auto" else mode
@@ -165,8 +165,8 @@ def _compiled_losses(mode: str) -> Callable[..., tuple[Tensor, dict[str, Tensor]
 
 def diagnostics(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> dict[str, Tensor]:
     """What one can watch without labels: the cosines of positive and negative pairs of rows and of columns
-    (`pair_cosines`), the entropy of the mean assignment in nats, the share of the largest cluster, and how many clusters
-    are the largest entry of some row. z: (N, D), p: (N, K)."""
+    (`pair_cosines`), the entropy of the mean assignment in nats, the share of the largest cluster, and how many
+    clusters are the largest entry of some row. z: (N, D), p: (N, K)."""
     p = torch.cat((p_a, p_b))
     cosines = {"instance": pair_cosines(z_a, z_b), "cluster": pair_cosines(p_a.T, p_b.T)}
     named = {f"{head}_{name}": value for head, values in cosines.items() for name, value in values.items()}
@@ -176,7 +176,7 @@ def diagnostics(z_a: Tensor, z_b: Tensor, p_a: Tensor, p_b: Tensor) -> dict[str,
 
 
 def learning_rate(config: Config, epoch: int) -> float:
-    """The learning rate of an epoch (from 0): constant, or half a cosine down to zero, after a linear warm-up if any."""
+    """The rate of an epoch (from 0): constant, or half a cosine down to zero; after a linear warm-up, if any."""
     rising = min(1.0, (epoch + 1) / (config.warmup * config.epochs)) if config.warmup else 1.0
     falling = 1.0 if config.schedule == "constant" else (1 + math.cos(math.pi * epoch / config.epochs)) / 2
     return config.lr * rising * falling
