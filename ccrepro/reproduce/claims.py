@@ -14,7 +14,7 @@ import pandas as pd
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.recipes import RECIPES
-from ccrepro.reproduce.records import Record, departs, reported
+from ccrepro.reproduce.records import Record, departs, printed
 from ccrepro.reproduce.tables import counted
 
 HOLDS, FAILS, OPEN = "holds", "fails", "not enough runs"
@@ -28,10 +28,13 @@ RULE = (
 
 
 class Finding(NamedTuple):
-    """What the runs of one data set say of a claim: the verdict, and the numbers it rests on."""
+    """What the runs of one data set say of a claim: the verdict, and the numbers that it rests on."""
 
     verdict: str
     numbers: str
+
+
+Test = Callable[[list[Record]], Finding]
 
 
 class Claim(NamedTuple):
@@ -44,7 +47,7 @@ class Claim(NamedTuple):
     where: str
     datasets: tuple[str, ...]
     needs: tuple[str, ...]
-    test: Callable[[list[Record]], Finding]
+    test: Test
     table: str
     backbone: str = ""
 
@@ -71,28 +74,20 @@ def acc(records: list[Record], variant: str) -> np.ndarray:
     return np.array([r["scores"]["acc"] for r in records if r["variant"] == variant])
 
 
-def _told(verdict: str, parts: dict[str, np.ndarray]) -> Finding:
-    """The numbers in words, and why there is no verdict if there is none."""
+def _finding(verdict: str, numbers: dict[str, np.ndarray]) -> Finding:
+    """A verdict with its numbers in words, and the reason where there is no verdict."""
     why = ""
     if verdict == OPEN:
-        why = "; not told apart" if all(len(values) > 1 for values in parts.values()) else "; fewer than two seeds"
-    return Finding(verdict, ", ".join(f"{name} {counted(values)}" for name, values in parts.items()) + why)
+        why = "; not told apart" if all(len(values) > 1 for values in numbers.values()) else "; fewer than two seeds"
+    return Finding(verdict, ", ".join(f"{name} {counted(values)}" for name, values in numbers.items()) + why)
 
 
-def chain(*variants: str) -> Callable[[list[Record]], Finding]:
-    """A test: each variant's ACC is above the next one's."""
-    return _above(variants, [*itertools.pairwise(variants)])
+def above(*pairs: tuple[str, str]) -> Test:
+    """A test: in each pair of variants, the first one's ACC is above the second one's."""
 
-
-def above_all(high: str, *lows: str) -> Callable[[list[Record]], Finding]:
-    """A test: a variant's ACC is above that of each of the others."""
-    return _above((high, *lows), [(high, low) for low in lows])
-
-
-def _above(variants: Sequence[str], steps: Sequence[tuple[str, str]]) -> Callable[[list[Record]], Finding]:
     def test(records: list[Record]) -> Finding:
-        parts = {v: acc(records, v) for v in variants}
-        return _told(combine([compare(parts[high], parts[low]) for high, low in steps]), parts)
+        accs = {variant: acc(records, variant) for variant in dict.fromkeys(itertools.chain(*pairs))}
+        return _finding(combine([compare(accs[high], accs[low]) for high, low in pairs]), accs)
 
     return test
 
@@ -101,53 +96,49 @@ CLASSICAL = ("kmeans-pixels", "spectral-pixels", "agglomerative-pixels", "nmf-pi
 
 
 def above_reported(records: list[Record]) -> Finding:
-    """CC's ACC is above the best that the paper prints for the 17 others, and above the baselines that we ran; on
-    data for which the paper prints nothing, above the classical four alone."""
-    title, own = DATASETS[records[0]["dataset"]].title, acc(records, "cc")
-    paper = reported()
-    rows = paper[(paper.table == "2") & (paper.dataset == title) & (paper.metric == "ACC") & (paper.method != "CC")]
-    printed = pd.to_numeric(rows.set_index("method")["value"]).dropna()
-    lows = {name: values for name in CLASSICAL if len(values := acc(records, name)) or printed.empty}
-    found = _told(combine([compare(own, low) for low in (*lows.values(), *printed)]), {"cc": own, **lows})
-    rival = "four classical methods only" if printed.empty else f"{printed.idxmax()}, reported {printed.max()}"
+    """CC's ACC is above the best that the paper prints for the 17 others, and above the baselines that we ran. On data
+    for which the paper prints nothing, it is above all four classical methods."""
+    own, paper = acc(records, "cc"), printed("2", "acc").drop("CC")
+    others = pd.to_numeric(paper.get(DATASETS[records[0]["dataset"]].title, pd.Series(dtype=float))).dropna()
+    lows = {name: values for name in CLASSICAL if len(values := acc(records, name)) or others.empty}
+    found = _finding(combine([compare(own, low) for low in (*lows.values(), *others)]), {"cc": own, **lows})
+    rival = "four classical methods only" if others.empty else f"{others.idxmax()}, reported {others.max()}"
     return found._replace(numbers=f"against {rival}: {found.numbers}")
 
 
-def grows(values: dict[str, Callable[[Record], Sequence[float]]]) -> Callable[[list[Record]], Finding]:
-    """A test: in the full method's runs each number (by name, a value per epoch) is larger at the end than at the
-    start, run by run."""
+def grows(by_epoch: Callable[[Record], dict[str, Sequence[float]]]) -> Test:
+    """A test: each of the numbers that ``by_epoch`` finds in a run is larger at its end than at its start."""
 
     def test(records: list[Record]) -> Finding:
-        own, parts, verdicts = [r for r in records if r["variant"] == "cc" and r["history"]], {}, []
-        for name, value in values.items():
-            ends = np.array([np.asarray(value(r))[[0, -1]] for r in own]).reshape(-1, 2)
-            verdicts.append(compare(ends[:, 1] - ends[:, 0], 0.0))
-            parts |= {f"{name} first": ends[:, 0], f"{name} last": ends[:, 1]}
-        return _told(combine(verdicts), parts)
+        runs, numbers, verdicts = [by_epoch(r) for r in records], {}, []
+        for name in runs[0]:
+            first, last = np.array([(run[name][0], run[name][-1]) for run in runs]).T
+            verdicts.append(compare(last - first, 0.0))
+            numbers |= {f"{name} first": first, f"{name} last": last}
+        return _finding(combine(verdicts), numbers)
 
     return test
 
 
-def nmi(record: Record) -> list[float]:
+def gaps(record: Record) -> dict[str, np.ndarray]:
+    """For each head, by how much its positive pairs are more alike than its negative ones, by epoch."""
+    history, heads = record["history"], ("instance", "cluster")
+    return {f"gap of the {h} head": np.subtract(history[f"{h}_positive"], history[f"{h}_negative"]) for h in heads}
+
+
+def nmi(record: Record) -> dict[str, list[float]]:
     """NMI from before the first step to after the last epoch."""
-    return [at["scores"]["nmi"] for at in record["evolution"]]
-
-
-def gap(head: str) -> Callable[[Record], np.ndarray]:
-    """By how much the positive pairs of a head are more alike than its negative ones, by epoch."""
-    return lambda record: np.subtract(record["history"][f"{head}_positive"], record["history"][f"{head}_negative"])
+    return {"NMI": [at["scores"]["nmi"] for at in record["evolution"]]}
 
 
 def streaming(records: list[Record]) -> Finding:
-    """Every image's assignment is the same, alone or in a batch, in all runs whose stream was measured."""
-    measured = [r["streaming"] for r in records if r["variant"] == "cc" and "streaming" in r]
-    same = np.array([min(one["assign"]["same"]) for one in measured])
+    """In all runs whose stream was measured, each image gets the same cluster alone and in a batch."""
+    same = np.array([min(r["streaming"]["assign"]["same"]) for r in records if "streaming" in r])
     verdict = OPEN if len(same) < 2 else HOLDS if same.min() == 1 else FAILS
     return Finding(verdict, f"share of equal assignments at batch sizes from 1: {counted(same)}")
 
 
 ABLATED = ("cifar10", "imagenet10")
-GAPS = {f"gap of the {head} head": gap(head) for head in ("instance", "cluster")}
 CLAIMS = (
     Claim(
         "best", "CC is above all 17 other methods", "Table 2", tuple(RECIPES["paper"]), ("cc", *CLASSICAL),
@@ -155,31 +146,31 @@ CLAIMS = (
     ),
     Claim(
         "views", "Two augmented views are above one, and one is above none", "Table 3", ABLATED,
-        ("cc", "views-one", "views-none"), chain("cc", "views-one", "views-none"), "augmentation",
+        ("cc", "views-one", "views-none"), above(("cc", "views-one"), ("views-one", "views-none")), "augmentation",
     ),
     Claim(
         "heads", "Both heads together are above each alone", "Table 4", ABLATED,
-        ("cc", "instance-only", "cluster-only"), above_all("cc", "instance-only", "cluster-only"), "heads",
+        ("cc", "instance-only", "cluster-only"), above(("cc", "instance-only"), ("cc", "cluster-only")), "heads",
     ),
     Claim(
         "decoupled", "Two decoupled heads are above one shared head", "text, no table", ABLATED,
-        ("cc", "shared-head"), chain("cc", "shared-head"), "heads",
+        ("cc", "shared-head"), above(("cc", "shared-head")), "heads",
     ),
     Claim(
         "entropy", "The entropy term is needed: without it assignments may collapse", "text, no table", ABLATED,
-        ("cc", "no-entropy"), chain("cc", "no-entropy"), "heads",
+        ("cc", "no-entropy"), above(("cc", "no-entropy")), "heads",
     ),
     Claim(
         "backbone", "ResNet34 is above ResNet18", "Table 5", ("cifar10",), ("cc", "resnet18"),
-        chain("cc", "resnet18"), "backbones", "resnet34",
+        above(("cc", "resnet18")), "backbones", "resnet34",
     ),
     Claim(
         "pairs", "Positive pairs part from negative pairs in both spaces as training goes on", "Fig. 3",
-        ("imagenet10",), ("cc",), grows(GAPS), "evolution",
+        ("imagenet10",), ("cc",), grows(gaps), "evolution",
     ),
     Claim(
         "sharpens", "The cluster assignment gets better over the epochs", "Fig. 4", ("imagenet10",), ("cc",),
-        grows({"NMI": nmi}), "evolution",
+        grows(nmi), "evolution",
     ),
     Claim(
         "streaming", "An image's cluster does not depend on the images it comes with", "§3.4", tuple(RECIPES["paper"]),

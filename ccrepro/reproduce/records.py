@@ -60,10 +60,15 @@ def departs(record: Record) -> str:
 
 
 def as_runs(records: list[Record]) -> pd.DataFrame:
-    """One row per run: dataset, variant, departs, backbone, seed, nmi, acc, ari, epochs, seconds, n_images."""
-    columns = ["dataset", "variant", "departs", "backbone", "seed", *METRICS, "epochs", "seconds", "n_images"]
-    lines = [{**r, **r["scores"], "departs": departs(r), "backbone": r["config"]["backbone"]} for r in records]
-    return pd.DataFrame(lines, columns=columns)
+    """One row per run: dataset, variant, departs, backbone, seed, nmi, acc, ari, kmeans_acc (ACC of k-means on the
+    features, for the full method), epochs, seconds, n_images."""
+    columns = ["dataset", "variant", "departs", "backbone", "seed", *METRICS, "kmeans_acc"]
+    lines = [
+        {**r, **r["scores"], "departs": departs(r), "backbone": r["config"]["backbone"]}
+        | {"kmeans_acc": r.get("scores_kmeans_on_features", {}).get("acc")}
+        for r in records
+    ]
+    return pd.DataFrame(lines, columns=[*columns, "epochs", "seconds", "n_images"])
 
 
 def find_records(records: list[Record], variant: str) -> list[Record]:
@@ -77,6 +82,16 @@ def reported() -> pd.DataFrame:
     """Every number the paper prints: table, method, dataset, variant, metric, value, sources, confidence. Read once,
     so not to be changed."""
     return pd.read_csv(Path(__file__).with_name("reported.csv"), dtype=str, keep_default_na=False)
+
+
+@functools.cache
+def printed(table: str, metric: str) -> pd.DataFrame:
+    """What a table of the paper prints in one metric, as text: a row per method (per variant, where all are CC), a
+    column per data set, "" where it prints nothing. Do not change it: it is made once."""
+    paper = reported()
+    paper = paper[(paper.table == table) & (paper.metric == metric.upper())]
+    paper = paper.assign(row=paper.variant.where(paper.variant != "", paper.method))
+    return paper.pivot(index="row", columns="dataset", values="value").reindex(paper.row.unique()).fillna("")
 
 
 def data_sets() -> pd.DataFrame:
