@@ -31,7 +31,7 @@ def publish(at_once: int, lessons: bool = False, runs_dir: str = "runs", data_di
         plan.render(preset, at_once, "results", data_dir, anew=True)
     if lessons:
         here, there = storage.ROOT / "notebooks", storage.ROOT / "results/notebooks/demo"
-        jobs = [notebooks.Job(here / f"{name}.ipynb", there / f"{name}.ipynb", {}) for name in LESSONS]
+        jobs = [(here / f"{name}.ipynb", there / f"{name}.ipynb", {}) for name in LESSONS]
         pool.run_all(notebooks.run, jobs, at_once)
     readme = storage.ROOT / "README.md"
     storage.atomic_write(readme, with_results(readme.read_text()))
