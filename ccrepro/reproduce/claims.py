@@ -180,30 +180,27 @@ CLAIMS = (
 
 
 def findings(claim: Claim, records: list[Record]) -> dict[tuple[str, str, str], Finding]:
-    """What is found by preset, data set and departures from the recipe, wherever a needed run is there."""
+    """What the runs of each preset, data set and departure from the recipe say, wherever a needed run is there."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for r in records:
-        fits = r["variant"] != "cc" or claim.backbone in ("", r["config"]["backbone"])
-        if r["variant"] in claim.needs and fits:
+        if r["variant"] in claim.needs and (r["variant"] != "cc" or claim.backbone in ("", r["config"]["backbone"])):
             groups.setdefault((r["preset"], r["dataset"], departs(r)), []).append(r)
     return {key: claim.test(own) for key, own in groups.items()}
 
 
 def table(records: list[Record], about: str = "") -> pd.DataFrame:
-    """The claims (of one table or figure), each with its verdict for the paper's data sets under the paper's settings,
-    and in the rows below it what other runs say: claim, where, data, verdict, numbers."""
+    """The claims (of one table or figure): claim, where, data, verdict, numbers. Each has its verdict for the paper's
+    data sets under the paper's settings, and below it a row for each other kind of run."""
     lines = []
-    for claim in CLAIMS:
-        if about in ("", claim.table):
-            found = findings(claim, records)
-            own = {d: found.pop(("paper", d, "")) for d in claim.datasets if ("paper", d, "") in found}
-            verdict = combine([own[d].verdict if d in own else OPEN for d in claim.datasets])
-            titles = [DATASETS[d].title for d in claim.datasets]
-            data = "all six of the paper" if len(titles) == 6 else ", ".join(titles)
-            numbers = "; ".join(f"{DATASETS[d].title}: {at.numbers}" for d, at in own.items()) or "–"
-            lines.append((claim.sentence, claim.where, data, verdict, numbers))
-            for (preset, dataset, departing), at in found.items():
-                beside = f"preset {preset}" if dataset in RECIPES["paper"] else "not of the paper"
-                beside += f", {departing}" if departing else ""
-                lines.append(("", "", f"{DATASETS[dataset].title} ({beside})", at.verdict, at.numbers))
+    for claim in (claim for claim in CLAIMS if about in ("", claim.table)):
+        found = findings(claim, records)
+        own = {DATASETS[d].title: found.pop(("paper", d, ""), None) for d in claim.datasets}
+        data = "all six of the paper" if len(own) == 6 else ", ".join(own)
+        verdict = combine([at.verdict if at else OPEN for at in own.values()])
+        numbers = "; ".join(f"{title}: {at.numbers}" for title, at in own.items() if at) or "–"
+        lines.append((claim.sentence, claim.where, data, verdict, numbers))
+        for (preset, dataset, departing), at in found.items():
+            kind = f"preset {preset}" if dataset in RECIPES["paper"] else "not of the paper"
+            kind += f", {departing}" if departing else ""
+            lines.append(("", "", f"{DATASETS[dataset].title} ({kind})", at.verdict, at.numbers))
     return pd.DataFrame(lines, columns=["claim", "where", "data", "verdict", "numbers"])

@@ -23,14 +23,13 @@ Record = dict[str, Any]
 def load_records(
     preset: str, results_dir: str | Path = "results", datasets: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> list[Record]:
-    """The records of a preset, by data set, variant, what departs from the recipe (nothing first) and seed.
+    """The records of a preset by data set, variant, departures from the recipe (none first) and seed.
 
-    Only of some ``datasets``, then in their order, or ``seeds``, where these are given. Under ``streaming`` what was
-    measured of the same run on a stream, if it was. Raises `DataError` for a damaged file and `ConfigError` where there
-    is no record.
+    datasets: only these, in this order; seeds: only these. ``streaming`` holds what was measured of a run on a stream.
+    Raises `DataError` for a damaged file and `ConfigError` where there is no record.
     """
     root, records = storage.ROOT / results_dir, []
-    for path in sorted((root / "runs" / preset).glob("*/*.json")):
+    for path in (root / "runs" / preset).glob("*/*.json"):
         record, streaming = read(path), root / "streaming" / preset / path.parent.name / path.name
         if record["dataset"] in (datasets or [record["dataset"]]) and record["seed"] in (seeds or [record["seed"]]):
             records.append(record | ({"streaming": read(streaming)} if streaming.exists() else {}))
@@ -42,7 +41,7 @@ def load_records(
 
 
 def presets(results_dir: str | Path = "results") -> list[str]:
-    """The presets of which there are records."""
+    """The presets that have records."""
     return sorted({path.parts[-3] for path in (storage.ROOT / results_dir / "runs").glob("*/*/*.json")})
 
 
@@ -55,24 +54,25 @@ def read(path: Path) -> Record:
 
 
 def departs(record: Record) -> str:
-    """What of a run departs from its recipe; nothing where nothing does. Runs are compared within one such group."""
+    """The settings in which a run departs from its recipe, as in its name; "" for none."""
     return departures(record["overrides"])
 
 
 def as_runs(records: list[Record]) -> pd.DataFrame:
     """One row per run: dataset, variant, departs, backbone, seed, nmi, acc, ari, kmeans_acc (ACC of k-means on the
     features, for the full method), epochs, seconds, n_images."""
+    lines = []
+    for r in records:
+        kmeans = r.get("scores_kmeans_on_features", {}).get("acc")
+        lines.append(
+            {**r, **r["scores"], "backbone": r["config"]["backbone"], "departs": departs(r), "kmeans_acc": kmeans}
+        )
     columns = ["dataset", "variant", "departs", "backbone", "seed", *METRICS, "kmeans_acc"]
-    lines = [
-        {**r, **r["scores"], "departs": departs(r), "backbone": r["config"]["backbone"]}
-        | {"kmeans_acc": r.get("scores_kmeans_on_features", {}).get("acc")}
-        for r in records
-    ]
     return pd.DataFrame(lines, columns=[*columns, "epochs", "seconds", "n_images"])
 
 
 def find_records(records: list[Record], variant: str) -> list[Record]:
-    """The records of a variant by seed, on the first data set that it was run on, and there by the recipe if any is."""
+    """The records of a variant on the first data set that has any, by seed; those by the recipe, if there are any."""
     own = [r for r in records if r["variant"] == variant]
     return [r for r in own if (r["dataset"], departs(r)) == (own[0]["dataset"], departs(own[0]))]
 

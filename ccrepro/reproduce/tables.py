@@ -10,7 +10,6 @@ import pandas as pd
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.metrics import mean_sd
-from ccrepro.recipes import RECIPES
 from ccrepro.reproduce.records import METRICS, Record, as_runs, printed
 from ccrepro.runtime import storage
 
@@ -26,11 +25,10 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of the paper: number, caption, the paper's data sets in it, rows."""
+    """A table of the paper: number, caption, rows."""
 
     number: str
     caption: str
-    datasets: tuple[str, ...]
     rows: tuple[Row, ...]
 
 
@@ -38,7 +36,6 @@ TABLES = {
     "main_results": Table(
         "2",
         "Clustering quality (Table 2 of the paper)",
-        tuple(RECIPES["paper"]),
         (
             Row("k-means on pixels", "kmeans-pixels", "K-means"),
             Row("spectral on pixels", "spectral-pixels", "SC"),
@@ -50,7 +47,6 @@ TABLES = {
     "augmentation": Table(
         "3",
         "Which views are augmented (Table 3 of the paper)",
-        ("cifar10", "imagenet10"),
         (
             Row("T(x) and T(x)", "cc", "Ta(x)+Tb(x)"),
             Row("T(x) and x", "views-one", "Ta(x)+x"),
@@ -60,7 +56,6 @@ TABLES = {
     "heads": Table(
         "4",
         "Which heads are trained (Table 4 of the paper; it has no numbers for the last two rows)",
-        ("cifar10", "imagenet10"),
         (
             Row("both heads", "cc", "ICH+CCH"),
             Row("instance head, k-means", "instance-only", "ICH only (k-means on instance features)"),
@@ -72,7 +67,6 @@ TABLES = {
     "backbones": Table(
         "5",
         "Which backbone is trained (Table 5 of the paper)",
-        ("cifar10", "imagenet10"),
         (
             Row("small (ours, for 8×8 pixels)", "cc", backbone="small"),
             Row("fast-s (ours, for small images)", "cc", backbone="fast-s"),
@@ -96,27 +90,21 @@ RULE = (
 KIND = ["dataset", "departs", "variant"]  # what runs have in common that differ in the seed alone
 
 
-class Cell(NamedTuple):
-    """A row of a table on one data set: the data set, its label, what the paper prints ("" for nothing), and our runs.
-    All of these follow the recipe, or all depart from it in the same settings, which the label then names."""
+def cells(name: str, runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
+    """The runs that a table shows, with the ``label`` of their row and what the paper prints there in one metric
+    (``printed``, "" for nothing).
 
-    dataset: str
-    label: str
-    printed: str
-    runs: pd.DataFrame
-
-
-def cells(name: str, runs: pd.DataFrame, metric: str = "acc") -> list[Cell]:
-    """The cells of a table that we ran, in one metric. Data sets that the paper does not have come first; of each data
-    set, the runs by the recipe come first."""
-    spec, found = TABLES[name], []
-    for dataset in sorted(DATASETS, key=spec.datasets.__contains__):
-        numbers = printed(spec.number, metric).get(DATASETS[dataset].title, {})
+    Data sets that the paper does not have come first; of each data set, the runs by the recipe come first. A label
+    names what departs from the recipe.
+    """
+    paper, parts = printed(TABLES[name].number, metric), [runs[:0].assign(label="", printed="")]
+    for dataset in sorted(DATASETS, key=lambda dataset: DATASETS[dataset].title in paper):
+        numbers = paper.get(DATASETS[dataset].title, {})
         for departs, group in runs[runs.dataset == dataset].groupby("departs"):
-            for row in spec.rows:
+            for row in TABLES[name].rows:
                 label, number = _named(row.label, departs), numbers.get(row.printed, "")
-                found.append(Cell(dataset, label, number, _of_row(row, group)))
-    return [cell for cell in found if len(cell.runs)]
+                parts.append(_of_row(row, group).assign(label=label, printed=number))
+    return pd.concat([part for part in parts if len(part)] or parts)
 
 
 def _named(name: str, departs: str) -> str:
@@ -132,25 +120,26 @@ def table(name: str, runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
     """The rows of a table of the paper that we ran, in one metric, for its data sets and others: data set, method,
     reported, ours as mean ± sd (n), difference, verdict."""
     lines = []
-    for cell in cells(name, runs, metric):
-        values, compared = cell.runs[metric].to_numpy(dtype=float), ("–", "–")
-        if cell.printed:
-            difference = f"{values.mean() - float(cell.printed):+.3f}".replace("-", "−")
-            compared = (difference, verdict(float(cell.printed), values))
-        ours = counted(values, _sampled(cell.runs))
-        lines.append((DATASETS[cell.dataset].title, cell.label, cell.printed or "–", ours, *compared))
+    groups = cells(name, runs, metric).groupby(["dataset", "label", "printed"], sort=False)
+    for (dataset, label, number), part in groups:
+        values, compared = part[metric].to_numpy(dtype=float), ("–", "–")
+        if number:
+            difference = f"{values.mean() - float(number):+.3f}".replace("-", "−")
+            compared = (difference, verdict(float(number), values))
+        ours = counted(values, _sampled(part))
+        lines.append((DATASETS[dataset].title, label, number or "–", ours, *compared))
     return pd.DataFrame(lines, columns=["data set", "method", "reported", "ours", "difference", "verdict"])
 
 
 def missing(name: str, runs: pd.DataFrame) -> str:
     """One line that names what the paper prints and nobody here has run; "" where all of it was run, or none."""
     spec, parts = TABLES[name], []
-    rows = [row for row in spec.rows if row.printed]
-    for dataset in spec.datasets:
+    rows, titles = [row for row in spec.rows if row.printed], printed(spec.number, "acc").columns
+    for dataset in (dataset for dataset in DATASETS if DATASETS[dataset].title in titles):
         open_ = [row.label for row in rows if _of_row(row, runs[runs.dataset == dataset]).empty]
         if open_:
             parts.append(f"{DATASETS[dataset].title} ({'all' if len(open_) == len(rows) else ', '.join(open_)})")
-    some = parts and sum(part.endswith("(all)") for part in parts) < len(spec.datasets)
+    some = parts and sum(part.endswith("(all)") for part in parts) < len(titles)
     return f"Without a run here: {'; '.join(parts)}." if some else ""
 
 
@@ -178,15 +167,15 @@ def verdict(printed: float, values: np.ndarray) -> str:
 
 
 def overview(runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
-    """Table 2 as the paper lays it out: a row for each of its 18 methods, and below each that we ran a row of ours."""
-    spec, paper, runs = TABLES["main_results"], printed("2", metric), runs[runs.departs == ""]
-    more = [dataset for dataset in DATASETS if dataset in set(runs.dataset) and dataset not in spec.datasets]
-    titles = {dataset: DATASETS[dataset].title for dataset in (*spec.datasets, *more)}
-    names = {row.variant: f"{row.printed}, ours" for row in spec.rows}
+    """Table 2 as the paper lays it out: a row for each of its 18 methods, and a row of ours below each that we have."""
+    paper, runs = printed("2", metric), runs[runs.departs == ""]
+    titles = {dataset: facts.title for dataset, facts in DATASETS.items()}
+    names = {row.variant: f"{row.printed}, ours" for row in TABLES["main_results"].rows}
     ours = runs.groupby(["variant", "dataset"])[metric].agg(mean_sd).unstack().rename(names).rename(columns=titles)
     order = [name for method in paper.index for name in (method, f"{method}, ours")]
-    shown = [name for name in order if name in paper.index or name in names.values()]
-    lines = pd.concat([paper, ours]).reindex(index=shown, columns=[*titles.values()])
+    index = [name for name in order if name in paper.index or name in names.values()]
+    columns = sorted({*paper, *ours}, key=lambda title: (title not in paper, [*titles.values()].index(title)))
+    lines = pd.concat([paper, ours]).reindex(index=index, columns=columns)
     return lines.replace("", "–").fillna("–").rename_axis("method").reset_index()
 
 
@@ -218,7 +207,7 @@ def page(name: str, runs: pd.DataFrame) -> str:
 
 
 def formatted(name: str, runs: pd.DataFrame, metric: str = "acc", kind: str = "markdown") -> str:
-    """A table in one metric, as "markdown", "latex" or "csv"."""
+    """A table in one metric; kind: "markdown", "latex" or "csv"."""
     frame, caption = table(name, runs, metric), f"{TABLES[name].caption}: {metric.upper()}"
     if kind == "latex":
         return frame.style.hide(axis="index").to_latex(hrules=True, caption=caption)
@@ -233,8 +222,8 @@ def as_markdown(frame: pd.DataFrame) -> str:
 def comparison(yours: list[Record], published: list[Record]) -> str:
     """Your ACC beside the published one and the paper's, one line per data set and variant, as text."""
     runs, lines = as_runs(yours), []
-    found = [cell for name in reversed(TABLES) for cell in cells(name, runs)]
-    paper = {(cell.dataset, cell.runs.variant.iloc[0]): cell.printed for cell in found}
+    shown = pd.concat([cells(name, runs) for name in reversed(TABLES)])
+    paper = dict(zip(zip(shown.dataset, shown.variant, strict=True), shown.printed, strict=True))
     own, others = (frame.groupby(KIND, sort=False).acc.agg(counted) for frame in (runs, as_runs(published)))
     for (dataset, departs, variant), acc in own.items():
         name, number = _named(variant, departs), paper.get((dataset, variant)) or "–"
