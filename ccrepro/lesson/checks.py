@@ -68,7 +68,7 @@ def _near(value: Any, truth: float, mistakes: dict[str, float | Tensor], hint: s
     value = float(value)
     for text, number in {"": truth, **mistakes}.items():
         if math.isclose(value, number, abs_tol=tolerance):
-            return f"{value:.4g} is what one gets where {text}" if text else ""
+            return f"{value:.4g} is the result if {text}" if text else ""
     return f"{value:.4g} is not it. {hint}"
 
 
@@ -78,7 +78,6 @@ def both_in_color(share: float) -> str:
     mistakes = {
         "only one of the two views is looked at.": 0.8,
         "both views are grey: the question is for pairs of which none is.": 0.2**2,
-        "at most one view is grey; here neither may be.": 1 - 0.2**2,
         "at least one view is grey. That is the other pairs.": 1 - 0.8**2,
         "probabilities are added. The draws are independent: multiply.": 1 - 2 * 0.2,
     }
@@ -105,12 +104,10 @@ def know_nothing(value: float) -> str:
     mistakes = {
         "the vector itself is counted too. It is left out: 2N - 1 others remain.": math.log(8),
         "only the negatives are counted. The positive stands in the denominator as well.": math.log(6),
-        "only the N vectors of one view are counted.": math.log(4),
         "the minus of -log is lost.": -math.log(7),
         "the share of the positive is taken; the loss is its -log.": 1 / 7,
     }
-    hint = "How many vectors is each compared with, and what share has the positive?"
-    return _near(value, math.log(7), mistakes, hint)
+    return _near(value, math.log(7), mistakes, "How many others is a vector compared with? One is the positive.")
 
 
 @exercise(4, "That is ℓ of view a of picture 1; the instance loss is the mean of six such numbers.")
@@ -127,7 +124,6 @@ def by_hand(function: Callable[[Tensor, int, int, float], Tensor]) -> str:
             "the similarities are not divided by τ.": -torch.log(s.exp()[j] / (s.exp().sum() - s.exp()[i])),
             "the minus of -log is lost.": -truth,
             "the share is returned without its -log.": e[j] / rest,
-            "the denominator is missing.": -s[j] / tau,
         }
         hint = f"For s = {row}, i = {i}, j = {j}, τ = {tau} it should be {truth:.4f}."
         if wrong := _near(function(s, i, j, tau), truth, mistakes, hint):
@@ -199,7 +195,7 @@ def cluster_loss(function: Callable[[Tensor, Tensor, float], Tensor]) -> str:
         if not isinstance(got, Tensor) or got.shape != ():
             return f"It should return a tensor of one number, and returns {type(got).__name__} {tuple(np.shape(got))}."
         hint = f"For a random Y ({n}, {m}), τ = {tau}, the package has {truth:.4f}."
-        if wrong := _near(got, truth, _cluster_mistakes(y_a.detach(), y_b, tau), hint, tolerance=1e-4):
+        if wrong := _near(got.item(), truth.item(), _cluster_mistakes(y_a.detach(), y_b, tau), hint, tolerance=1e-4):
             return wrong
         if not got.requires_grad:
             return "The value is right, but no gradient reaches Y: leave out detach, item and NumPy."
@@ -223,7 +219,6 @@ def _cluster_mistakes(y_a: Tensor, y_b: Tensor, tau: float) -> dict[str, Tensor]
         "the sign of the entropy is wrong: even clusters must cost less, not more.": contrast + h_a + h_b,
         "the missing entropy is subtracted: dead clusters would be rewarded.": contrast - missing,
         "only view a's entropy is counted.": contrast + log_m - h_a,
-        "the mean of the two entropies is taken instead of their sum.": contrast + missing / 2,
         "a column is compared with itself too.": F.cross_entropy(unit @ unit.T / tau, other) + missing,
         "columns are not scaled to unit length.": F.cross_entropy(without_cosine, other) + missing,
         "τ is left out.": loss.nt_xent(y_a.T, y_b.T, 1.0) + missing,

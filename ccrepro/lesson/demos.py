@@ -101,14 +101,15 @@ def entropy_trials(data: ImageSet, epochs: int, seeds: Sequence[int]) -> list[di
 
 def entropy_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
     """What the entropy term changes, one line per setting: mean ± sd over seeds, and each seed's empty clusters."""
-    names = ["trained", "entropy term", "largest cluster", "smallest cluster", "empty clusters"]
-    names += ["H of the mean assignment (nats)", "ACC"]
     lines = []
     for trial in trials:
-        term, sizes = "with" if trial["entropy_weight"] else "without", trial["counts"]
-        largest, smallest = sizes[[0, -1]] / sizes.sum()
-        line = (trial["heads"], term, largest, smallest, (sizes == 0).sum(), trial["entropy"][-1], trial["acc"])
-        lines.append(line)
-    grouped = pd.DataFrame(lines, columns=names).groupby(names[:2], sort=False)
+        sizes = trial["counts"]
+        lines.append({
+            "trained": trial["heads"], "entropy term": "with" if trial["entropy_weight"] else "without",
+            "largest cluster": sizes[0] / sizes.sum(), "smallest cluster": sizes[-1] / sizes.sum(),
+            "empty clusters": (sizes == 0).sum(),
+            "H of the mean assignment (nats)": trial["entropy"][-1], "ACC": trial["acc"],
+        })  # fmt: skip
+    grouped = pd.DataFrame(lines).groupby(["trained", "entropy term"], sort=False)
     each = grouped["empty clusters"].agg(lambda counts: ", ".join(map(str, counts)))  # too few for a mean
     return grouped.agg(mean_sd).assign(**{"empty clusters": each, "seeds": grouped.size()}).reset_index()

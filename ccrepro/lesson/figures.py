@@ -195,14 +195,13 @@ def entropy(title: str, trials: Sequence[dict[str, Any]]) -> Figure:
     """Images per cluster, sorted, and entropy by epoch, of `demos.entropy_trials`: with the term and without."""
     heads = list(dict.fromkeys(t["heads"] for t in trials))
     result, axes = panels(title, 2, len(heads), figsize=(9.6, 5.6), sharey="row")
-    for t in trials:
-        top, bottom = axes[:, heads.index(t["heads"])]
-        color = COLORS[2] if t["entropy_weight"] else COLORS[1]
-        top.plot(np.arange(len(t["counts"])) + 1, t["counts"], "o-", color=color, ms=5)
-        bottom.plot(np.arange(len(t["entropy"])) + 1, t["entropy"], ".-", color=color)
     for (top, bottom), name in zip(axes.T, heads, strict=True):
-        top.axhline(trials[0]["counts"].mean(), color="0.5", ls="--", lw=1)
-        bottom.axhline(np.log(len(trials[0]["counts"])), color="0.5", ls="--", lw=1)
+        for t in (t for t in trials if t["heads"] == name):
+            color, sizes = COLORS[2] if t["entropy_weight"] else COLORS[1], t["counts"]
+            top.plot(range(1, len(sizes) + 1), sizes, "o-", color=color, ms=5)
+            bottom.plot(range(1, len(t["entropy"]) + 1), t["entropy"], ".-", color=color)
+        top.axhline(sizes.mean(), color="0.5", ls="--", lw=1)
+        bottom.axhline(np.log(len(sizes)), color="0.5", ls="--", lw=1)
         top.set(title=name, xlabel="cluster, the largest first (dashed: all equal)", xticks=range(1, 11))
         bottom.set_xlabel("epoch (dashed: log M)")
         bottom.locator_params("x", integer=True)
@@ -224,8 +223,7 @@ def losses(title: str, history: Sequence[dict[str, float]], n: int, m: int) -> F
     axes[0].set_ylim(0, None)
     for axis, head in zip(axes[1:], ("instance", "cluster"), strict=True):
         pairs = table[[f"{head} positive", f"{head} negative"]].set_axis(["positive pairs", "negative pairs"], axis=1)
-        label = f"mean cosine, {head} head"
-        pairs.plot(ax=axis, color=[POSITIVE, NEGATIVE], ylim=(-0.2, 1.02), ylabel=label)
+        pairs.plot(ax=axis, color=[POSITIVE, NEGATIVE], ylim=(-0.2, 1.02), ylabel=f"mean cosine, {head} head")
     for axis in axes:
         axis.locator_params("x", integer=True)
     return result
@@ -236,10 +234,8 @@ def epochs(title: str, maps: Sequence[dict[str, Any]]) -> Figure:
     """The same images after several epochs in one embedding, coloured by cluster. The last panel: coloured by class."""
     result, axes = grid(title, len(maps) + 1, -(-(len(maps) + 1) // 2), (3.4, 3.3), sharex=True, sharey=True)
     for axis, points in zip(axes, maps, strict=False):
-        draw_map(axis, points, "cluster", 10)
-        axis.set_title(f"epoch {points['epoch']}")
-    draw_map(axes[-1], maps[-1], "label", 10, range(10))
-    axes[-1].set_title("the classes, not seen in training")
+        draw_map(axis, points, "cluster", f"epoch {points['epoch']}", 10)
+    draw_map(axes[-1], maps[-1], "label", "the classes, not seen in training", 10, range(10))
     return result
 
 

@@ -10,8 +10,7 @@ from matplotlib.figure import Figure
 
 
 class Sliders(widgets.VBox):
-    """Sliders, each (smallest, largest, step, start), above the figure that ``draw`` makes of the arguments and of the
-    sliders' values, which it gets by name."""
+    """Sliders, each (smallest, largest, step, start), above the figure that ``draw`` makes of arguments and sliders."""
 
     def __init__(self, draw: Callable[..., Figure], *arguments: Any, **ranges: tuple[float, float, float, float]):
         self.draw, self.arguments, self.image = draw, arguments, widgets.Image(format="png")

@@ -1,8 +1,7 @@
 """One function per figure: data in, matplotlib `Figure` out. Nothing here computes a result."""
 
-import functools
 import io
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +13,18 @@ from matplotlib.figure import Figure
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.figure_style import COLORS, STYLE, draw_image, draw_map, figure, grid, image_rows, panels, small_png
-from ccrepro.reproduce.records import METRICS, Record, reported
+from ccrepro.reproduce.records import Record, reported
 from ccrepro.reproduce.tables import cells
 from ccrepro.runtime import storage
-
-
-def of_runs(draw: Callable[..., Figure]) -> Callable[..., Figure | None]:
-    """Make a figure of run records that is None, not empty, where there is no record or an argument is None."""
-    styled = figure(draw)
-
-    @functools.wraps(draw)
-    def drawn(records: Sequence[Record], *args: Any) -> Figure | None:
-        return styled(records, *args) if len(records) and all(a is not None for a in args) else None
-
-    return drawn
 
 
 def save(drawn: Figure | None, name: str, preset: str, results_dir: str | Path = "results") -> Figure | None:
     """Write a figure, if there is one, as PNG under ``results/figures/<preset>/``, and return it."""
     if drawn is not None:
-        path, buffer = storage.ROOT / results_dir / "figures" / preset / f"{name}.png", io.BytesIO()
-        with plt.rc_context(STYLE):
-            drawn.savefig(buffer, format="png", metadata={"Software": None})
-        storage.atomic_write(path, small_png(buffer.getvalue()))
+        buffer = io.BytesIO()
+        drawn.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"], metadata={"Software": None})
+        folder = storage.ROOT / results_dir / "figures" / preset
+        storage.atomic_write(folder / f"{name}.png", small_png(buffer.getvalue()))
     return drawn
 
 
@@ -58,26 +46,23 @@ def samples(title: str, images: np.ndarray, labels: np.ndarray | None, names: Se
     return image_rows(title, rows, n, 0.7)[0]
 
 
-@of_runs
+@figure
 def losses(records: Sequence[Record]) -> Figure:
     """Total loss, instance loss, cluster loss and the entropy of the mean assignment by epoch, one line per run."""
-    names = ["loss", "instance_loss", "cluster_loss", "entropy"]
-    titles = ["total loss", "instance loss", "cluster loss", "entropy of the mean\nassignment (nats)"]
-    frames = (pd.DataFrame(r["history"]).set_index("epoch")[names].set_axis(titles, axis=1) for r in records)
+    names = {"loss": "total loss", "instance_loss": "instance loss", "cluster_loss": "cluster loss"}
+    names["entropy"] = "entropy of the mean\nassignment (nats)"
+    frames = (pd.DataFrame(r["history"]).set_index("epoch")[list(names)].rename(columns=names) for r in records)
     result, axes = _by_epoch(records, frames)
     axes[3].axhline(np.log(records[0]["config"]["n_clusters"]), color="0.5", ls="--", lw=1, label="log K")
     axes[3].legend(handles=axes[3].lines[-1:], fontsize=8, loc="center right")
     return result
 
 
-@of_runs
+@figure
 def scores_by_epoch(records: Sequence[Record]) -> Figure:
     """NMI, ACC and ARI over the epochs, a line per seed, and the number of clusters in use."""
-    frames = []
-    for r in records:
-        lines = [[*map(at["scores"].get, METRICS), at["n_clusters_used"]] for at in r["evolution"]]
-        epochs = [at["epoch"] for at in r["evolution"]]
-        frames.append(pd.DataFrame(lines, epochs, [*map(str.upper, METRICS), "clusters in use"]))
+    names = {"scores.nmi": "NMI", "scores.acc": "ACC", "scores.ari": "ARI", "n_clusters_used": "clusters in use"}
+    frames = (pd.json_normalize(r["evolution"]).set_index("epoch")[list(names)].rename(columns=names) for r in records)
     result, axes = _by_epoch(records, frames)
     plt.setp(axes[:3], ylim=(-0.02, 1.02))
     axes[3].set_ylim(0, None)
@@ -95,7 +80,7 @@ def _by_epoch(records: Sequence[Record], frames: Iterable[pd.DataFrame]) -> tupl
     return result, axes
 
 
-@of_runs
+@figure
 def confusion(records: Sequence[Record]) -> Figure:
     """Number of images by class and matched cluster, for the first record."""
     record = records[0]
@@ -111,47 +96,42 @@ def confusion(records: Sequence[Record]) -> Figure:
     return result
 
 
-@of_runs
+@figure
 def feature_space(records: Sequence[Record]) -> Figure:
-    """t-SNE of the instance head's output (of the pixels for a baseline) for the first record, coloured by class and
-    by cluster."""
+    """t-SNE of the instance head's output (a baseline: of the pixels) by class and by cluster, for the first record."""
     record = records[0]
-    points, names = record["tsne"], record["class_names"]
+    points, names, clusters = record["tsne"], record["class_names"], range(record["config"]["n_clusters"])
     space = "pixels" if record["config"]["baseline"] else "output of the instance head"
     title = f"{_run_title(record)}: {space}, {len(points['x'])} images"
     result, axes = panels(title, 1, 2, figsize=(10, 4.6))
-    draw_map(axes[0], points, "label", len(names), names)
-    axes[0].set_title("coloured by class (not seen in training)")
-    clusters = range(record["config"]["n_clusters"])
-    draw_map(axes[1], points, "cluster", len(clusters), clusters)
-    axes[1].set_title("coloured by cluster")
+    draw_map(axes[0], points, "label", "coloured by class (not seen in training)", len(names), names)
+    draw_map(axes[1], points, "cluster", "coloured by cluster", len(clusters), clusters)
     return result
 
 
-@of_runs
+@figure
 def evolution(records: Sequence[Record]) -> Figure:
-    """Fig. 4: the same images at several epochs, all in one t-SNE embedding, coloured by their cluster at the time;
-    for the first record."""
+    """Fig. 4: the same images at several epochs in one t-SNE embedding, coloured by cluster, for the first record."""
     record = records[0]
     shown = [at for at in record["evolution"] if "x" in at]
     title = f"{_run_title(record)}: output of the instance head, coloured by cluster"
     result, axes = grid(title, len(shown), 3, (3.3, 3.4), sharex=True, sharey=True)
     for axis, at in zip(axes, shown, strict=True):
-        draw_map(axis, at, "cluster", record["config"]["n_clusters"])
-        axis.set_title(f"epoch {at['epoch']}: NMI {at['scores']['nmi']:.3f}")
+        heading = f"epoch {at['epoch']}: NMI {at['scores']['nmi']:.3f}"
+        draw_map(axis, at, "cluster", heading, record["config"]["n_clusters"])
     return result
 
 
 @figure
 def ablation(name: str, runs: pd.DataFrame) -> Figure:
-    """ACC of each row of a table that we ran: a dot per seed, a bar for the mean, a diamond for the paper's number. One
-    panel per data set."""
+    """ACC of each row of a table, a panel per data set: a dot per seed, a bar for the mean, a diamond for the paper."""
     shown = cells(name, runs)
     groups = [group for _, group in shown.groupby("dataset", sort=False)]
     size = (2.2 + 4.0 * len(groups), 1.1 + 0.38 * shown.groupby("dataset").label.nunique().max())
     result, axes = plt.subplots(1, len(groups), figsize=size, squeeze=False)
     for axis, group in zip(axes[0], groups, strict=True):
-        means, paper = group.groupby("label", sort=False).acc.mean(), group[group.printed != ""]
+        means = group.groupby("label", sort=False).acc.mean()
+        paper = group[group.printed != ""].drop_duplicates("label")
         axis.barh(means.index, means, color="0.87", height=0.7)
         axis.plot(group.acc, group.label, "o", color=COLORS[0], ms=5, label="ours, a dot per seed")
         if len(paper):
@@ -165,10 +145,10 @@ def ablation(name: str, runs: pd.DataFrame) -> Figure:
     return result
 
 
-@of_runs
+@figure
 def cosines(records: Sequence[Record]) -> Figure:
-    """Fig. 3: mean cosine of positive and negative pairs for both heads by epoch. Top: ours, a line per seed and a band
-    of ± the standard deviation of the pairs. Bottom: the paper's, read off its plot."""
+    """Fig. 3: mean cosine of positive and negative pairs by epoch, for both heads. Top: ours, a line per seed, and a
+    band of ± the standard deviation of the pairs. Bottom: the paper's, read off its plot."""
     result, axes = plt.subplots(2, 2, figsize=(9, 5.6), sharey=True)
     paper, epochs = reported(), records[0]["history"]["epoch"]
     ours = f"{DATASETS[records[0]['dataset']].title}, {len(records)} seed{'s' * (len(records) > 1)}"
@@ -188,10 +168,9 @@ def cosines(records: Sequence[Record]) -> Figure:
     return result
 
 
-@of_runs
+@figure
 def examples(records: Sequence[Record], kind: str, images: np.ndarray | None) -> Figure:
-    """The images of one kind among the first record's examples. images: uint8 (N, C, S, S), all of the data set, or of
-    its sample; the figure is None without them."""
+    """The first record's examples of one kind. images: uint8 (N, C, S, S), all that the run was made on, or None."""
     shown, names = pd.DataFrame(records[0]["examples"]).query("kind == @kind"), records[0]["class_names"]
     result, axes = grid("", len(shown), 10, (1.15, 1.62))
     for axis, example in zip(axes, shown.itertuples(), strict=True):
@@ -201,10 +180,9 @@ def examples(records: Sequence[Record], kind: str, images: np.ndarray | None) ->
     return result
 
 
-@of_runs
+@figure
 def streaming(records: Sequence[Record]) -> Figure:
-    """A stream: time to an assignment, and training on batches seen once; a line per seed. The records must hold
-    ``streaming``."""
+    """Time to an assignment, and training on batches seen once, a line per seed. Records must have ``streaming``."""
     result, axes = plt.subplots(1, 2, figsize=(8.5, 3.5))
     for color, r in zip(COLORS, records, strict=False):
         assign, once = (r["streaming"][name] for name in ("assign", "once"))
@@ -214,9 +192,9 @@ def streaming(records: Sequence[Record]) -> Figure:
         axes[1].axhline(r["scores"]["nmi"], color="0.5", ls="--", lw=1)
     axes[0].set(xlabel="images that arrive at once", ylabel="milliseconds until all have a cluster (median)")
     axes[0].set(title="assignment", xscale="log", yscale="log")
-    axes[1].set(xlabel="images seen, each once", ylabel="NMI of the stream's images", title="training on the stream")
-    axes[1].set_ylim(0, 1)
     axes[0].legend(fontsize=8)
+    axes[1].set(xlabel="images seen, each once", ylabel="NMI of the stream's images")
+    axes[1].set(title="training on the stream", ylim=(0, 1))
     axes[1].legend([*(f"steps on each batch: {steps}" for steps in once), "all epochs"], fontsize=8)
     return result
 

@@ -16,7 +16,6 @@ from ccrepro import errors
 from ccrepro.errors import CcreproError, unknown
 from ccrepro.runtime import storage
 
-START_SECONDS = 300  # a kernel starts in a second or two, but later on a busy machine
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -39,9 +38,9 @@ def run(path: Path, output: Path, parameters: dict[str, Any]) -> Path:
         scratch = Path(folder, path.name)
         try:
             papermill.execute_notebook(
-                path, scratch, parameters, kernel_name="python3", cwd=storage.ROOT, start_timeout=START_SECONDS,
-                progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
-                extra_arguments=["--log-level=CRITICAL"],
+                path, scratch, parameters, kernel_name="python3", cwd=storage.ROOT, progress_bar=False,
+                stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"],
+                start_timeout=300,  # seconds: a kernel starts late on a busy machine
             )  # fmt: skip
         except (papermill.PapermillExecutionError, DeadKernelError) as error:
             kept = storage.ROOT / "runs" / "failed" / f"{output.parent.name}-{output.name}"
@@ -77,8 +76,7 @@ def _translated(error: Any, path: Path) -> CcreproError:
 
 
 def _reproducible(notebook: Any) -> Any:
-    """The notebook without times, machine, random ids and dead widgets, its figures small. Two equal runs give equal
-    files."""
+    """The notebook without times, machine, random ids and widgets, with small figures: equal runs give equal files."""
     from ccrepro.figure_style import small_png  # late: matplotlib
 
     notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {}), "language_info": {"name": "python"}}

@@ -21,14 +21,13 @@ from ccrepro.data import ImageSet, load, sample
 from ccrepro.recipes import departures, recipe, run_name
 from ccrepro.reproduce import notebooks, pool, records, streams, tables
 from ccrepro.reproduce.records import Record
-from ccrepro.runs.record import Run, as_text, complete
+from ccrepro.runs.record import Run, as_text, complete, run_folder
 from ccrepro.runs.resume import fit
 from ccrepro.runtime import storage
 
 LOCAL = "results/local"
 
-# Each report notebook needs a run of one of these variants; 00_datasets needs no run. "streaming" stands for any run
-# that was measured on a stream.
+# Each report notebook needs a run of one of these variants, if any is named; "streaming": a run measured on a stream.
 REPORTS: dict[str, tuple[str, ...]] = {
     "00_datasets": (),
     "03_main_results": ("cc", "kmeans-pixels", "nmf-pixels", "spectral-pixels", "agglomerative-pixels"),
@@ -66,16 +65,12 @@ def plan(
     for dataset, variant, seed in dict.fromkeys(itertools.product(datasets, variants, seeds)):
         config = recipe(dataset, preset, variant, seed, **overrides)
         seconds = medians.get((dataset, departures(recipes.overrides(config)), variant))
-        planned.append(Planned(config, _record(config, runs_dir).exists(), seconds))
+        planned.append(Planned(config, (run_folder(config, runs_dir) / "run.json").exists(), seconds))
     return sorted(planned, key=lambda p: (not p.done, p.config.seed, math.inf if p.seconds is None else p.seconds))
 
 
 def _records(preset: str, results_dir: str) -> list[Record]:
     return records.load_records(preset, results_dir) if preset in records.presets(results_dir) else []
-
-
-def _record(config: Config, runs_dir: str | Path) -> Path:
-    return storage.ROOT / runs_dir / run_name(config) / "run.json"
 
 
 def describe(planned: list[Planned], at_once: int) -> str:
@@ -89,9 +84,7 @@ def describe(planned: list[Planned], at_once: int) -> str:
     return f"{text}, {at_once} at once, about {time_} left."
 
 
-def reproduce(
-    planned: list[Planned], at_once: int, gpus: list[str], runs_dir: str = "runs", data_dir: str = ""
-) -> None:
+def reproduce(planned: list[Planned], at_once: int, gpus: list[str], runs_dir: str, data_dir: str) -> None:
     """Run what is missing, make tables, figures and notebooks below ``results/local``, and print your numbers beside
     the published and the reported ones. Raises `LockedError` while another process reproduces into the same folder."""
     os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")  # with one thread the numbers repeat bit for bit
@@ -107,7 +100,7 @@ def reproduce(
         storage.sweep(storage.ROOT / LOCAL)
         pool.run_all(train, jobs, at_once, gpus, done)
         for p in planned:
-            gather(_record(p.config, runs_dir), LOCAL, data_dir)
+            gather(run_folder(p.config, runs_dir) / "run.json", LOCAL, data_dir)
         render(preset, at_once, LOCAL, data_dir)
         yours, published = (_records(preset, place) for place in (LOCAL, "results"))
     print(f"\nACC, mean ± standard deviation (number of seeds):\n{tables.comparison(yours, published)}\n")
@@ -117,7 +110,7 @@ def reproduce(
 def train(config: Config, runs_dir: str, data_dir: str) -> None:
     """Make a run: train, score, write its record. Measure the full method on a stream too."""
     data = _data(config, data_dir)
-    if not _record(config, runs_dir).exists():
+    if not (run_folder(config, runs_dir) / "run.json").exists():
         run = Run(config, data, runs_dir)
         run.finish(*fit(config, data, run.report, run.checkpoints))
     if not _streamed(config, runs_dir):
@@ -126,7 +119,7 @@ def train(config: Config, runs_dir: str, data_dir: str) -> None:
 
 def _streamed(config: Config, runs_dir: str) -> bool:
     """Whether a run has been measured on a stream, or need not be."""
-    return config.variant != "cc" or _record(config, runs_dir).with_name("streaming.json").exists()
+    return config.variant != "cc" or (run_folder(config, runs_dir) / "streaming.json").exists()
 
 
 def _data(config: Config, data_dir: str) -> ImageSet:

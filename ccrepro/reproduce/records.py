@@ -1,7 +1,4 @@
-"""Run records, read back: what was measured, what the paper reports, and where our numbers come from.
-
-Nothing here needs torch, so tables and figures come fast.
-"""
+"""Run records, read back, beside the numbers that the paper reports. Nothing here needs torch, so tables come fast."""
 
 import functools
 import json
@@ -63,10 +60,9 @@ def as_runs(records: list[Record]) -> pd.DataFrame:
     features, for the full method), epochs, seconds, n_images."""
     lines = []
     for r in records:
-        kmeans = r.get("scores_kmeans_on_features", {}).get("acc")
-        lines.append(
-            {**r, **r["scores"], "backbone": r["config"]["backbone"], "departs": departs(r), "kmeans_acc": kmeans}
-        )
+        more = {"departs": departs(r), "backbone": r["config"]["backbone"]}
+        more["kmeans_acc"] = r.get("scores_kmeans_on_features", {}).get("acc")
+        lines.append({**r, **r["scores"], **more})
     columns = ["dataset", "variant", "departs", "backbone", "seed", *METRICS, "kmeans_acc"]
     return pd.DataFrame(lines, columns=[*columns, "epochs", "seconds", "n_images"])
 
@@ -88,8 +84,7 @@ def reported() -> pd.DataFrame:
 def printed(table: str, metric: str) -> pd.DataFrame:
     """What a table of the paper prints in one metric, as text: a row per method (per variant, where all are CC), a
     column per data set, "" where it prints nothing. Do not change it: it is made once."""
-    paper = reported()
-    paper = paper[(paper.table == table) & (paper.metric == metric.upper())]
+    paper = reported().query("table == @table and metric == @metric.upper()")
     paper = paper.assign(row=paper.variant.where(paper.variant != "", paper.method))
     return paper.pivot(index="row", columns="dataset", values="value").reindex(paper.row.unique()).fillna("")
 

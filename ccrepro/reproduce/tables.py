@@ -15,8 +15,8 @@ from ccrepro.runtime import storage
 
 
 class Row(NamedTuple):
-    """A row of a table: its label, our variant, what the paper calls it ("" where the paper prints no such row), and
-    the backbone that the runs must have, if the row is about a backbone."""
+    """A row: label, our variant, the paper's name for it ("" where the paper has none), and the backbone that its runs
+    must have ("" for any)."""
 
     label: str
     variant: str
@@ -33,50 +33,34 @@ class Table(NamedTuple):
 
 
 TABLES = {
-    "main_results": Table(
-        "2",
-        "Clustering quality (Table 2 of the paper)",
-        (
-            Row("k-means on pixels", "kmeans-pixels", "K-means"),
-            Row("spectral on pixels", "spectral-pixels", "SC"),
-            Row("agglomerative on pixels", "agglomerative-pixels", "AC"),
-            Row("NMF and k-means on pixels", "nmf-pixels", "NMF"),
-            Row("CC", "cc", "CC"),
-        ),
-    ),
-    "augmentation": Table(
-        "3",
-        "Which views are augmented (Table 3 of the paper)",
-        (
-            Row("T(x) and T(x)", "cc", "Ta(x)+Tb(x)"),
-            Row("T(x) and x", "views-one", "Ta(x)+x"),
-            Row("x and x", "views-none", "x+x"),
-        ),
-    ),
-    "heads": Table(
-        "4",
-        "Which heads are trained (Table 4 of the paper; it has no numbers for the last two rows)",
-        (
-            Row("both heads", "cc", "ICH+CCH"),
-            Row("instance head, k-means", "instance-only", "ICH only (k-means on instance features)"),
-            Row("cluster head", "cluster-only", "CCH only"),
-            Row("one shared head", "shared-head"),
-            Row("no entropy term", "no-entropy"),
-        ),
-    ),
-    "backbones": Table(
-        "5",
-        "Which backbone is trained (Table 5 of the paper)",
-        (
-            Row("small (ours, for 8×8 pixels)", "cc", backbone="small"),
-            Row("fast-s (ours, for small images)", "cc", backbone="fast-s"),
-            Row("fast-m (ours, for small images)", "cc", backbone="fast-m"),
-            Row("ResNet18", "resnet18", "ResNet18", "resnet18"),
-            Row("ResNet34", "cc", "ResNet34", "resnet34"),
-            Row("ResNet50", "resnet50", "ResNet50", "resnet50"),
-        ),
-    ),
-}
+    "main_results": Table("2", "Clustering quality (Table 2 of the paper)", (
+        Row("k-means on pixels", "kmeans-pixels", "K-means"),
+        Row("spectral on pixels", "spectral-pixels", "SC"),
+        Row("agglomerative on pixels", "agglomerative-pixels", "AC"),
+        Row("NMF and k-means on pixels", "nmf-pixels", "NMF"),
+        Row("CC", "cc", "CC"),
+    )),
+    "augmentation": Table("3", "Which views are augmented (Table 3 of the paper)", (
+        Row("T(x) and T(x)", "cc", "Ta(x)+Tb(x)"),
+        Row("T(x) and x", "views-one", "Ta(x)+x"),
+        Row("x and x", "views-none", "x+x"),
+    )),
+    "heads": Table("4", "Which heads are trained (Table 4 of the paper; it has no numbers for the last two rows)", (
+        Row("both heads", "cc", "ICH+CCH"),
+        Row("instance head, k-means", "instance-only", "ICH only (k-means on instance features)"),
+        Row("cluster head", "cluster-only", "CCH only"),
+        Row("one shared head", "shared-head"),
+        Row("no entropy term", "no-entropy"),
+    )),
+    "backbones": Table("5", "Which backbone is trained (Table 5 of the paper)", (
+        Row("small (ours, for 8×8 pixels)", "cc", backbone="small"),
+        Row("fast-s (ours, for small images)", "cc", backbone="fast-s"),
+        Row("fast-m (ours, for small images)", "cc", backbone="fast-m"),
+        Row("ResNet18", "resnet18", "ResNet18", "resnet18"),
+        Row("ResNet34", "cc", "ResNet34", "resnet34"),
+        Row("ResNet50", "resnet50", "ResNet50", "resnet50"),
+    )),
+}  # fmt: skip
 
 NEAR = 0.01
 RULE = (
@@ -91,12 +75,8 @@ KIND = ["dataset", "departs", "variant"]  # what runs have in common that differ
 
 
 def cells(name: str, runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
-    """The runs that a table shows, with the ``label`` of their row and what the paper prints there in one metric
-    (``printed``, "" for nothing).
-
-    Data sets that the paper does not have come first; of each data set, the runs by the recipe come first. A label
-    names what departs from the recipe.
-    """
+    """The runs that a table shows, with the ``label`` of their row, which names departures from the recipe, and the
+    number that the paper has there (``printed``, "" for none). The paper's data sets come last."""
     paper, parts = printed(TABLES[name].number, metric), [runs[:0].assign(label="", printed="")]
     for dataset in sorted(DATASETS, key=lambda dataset: DATASETS[dataset].title in paper):
         numbers = paper.get(DATASETS[dataset].title, {})
@@ -126,8 +106,7 @@ def table(name: str, runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
         if number:
             difference = f"{values.mean() - float(number):+.3f}".replace("-", "−")
             compared = (difference, verdict(float(number), values))
-        ours = counted(values, _sampled(part))
-        lines.append((DATASETS[dataset].title, label, number or "–", ours, *compared))
+        lines.append((DATASETS[dataset].title, label, number or "–", counted(values, _sampled(part)), *compared))
     return pd.DataFrame(lines, columns=["data set", "method", "reported", "ours", "difference", "verdict"])
 
 
