@@ -1,4 +1,4 @@
-"""What the lesson trains while it is read, and what it keeps of it."""
+"""The data and the trainings that the lesson shows."""
 
 import itertools
 from collections.abc import Sequence
@@ -83,9 +83,8 @@ class Watch:
 
 
 def entropy_trials(data: ImageSet, epochs: int, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Train digits with and without the entropy term, with both heads and the cluster head alone. Returns for each
-    training: heads, entropy_weight, seed, entropy (nats, by epoch), acc, and counts (int (M,), images per cluster,
-    largest first)."""
+    """Train digits with and without the entropy term, with both heads and the cluster head alone. Of each training:
+    heads, entropy_weight, seed, entropy (nats, by epoch), acc, counts (int (M,), images per cluster, largest first)."""
     trials, variants = [], {"cc": "both heads", "cluster-only": "cluster head alone"}
     for seed, variant, weight in itertools.product(seeds, variants, (1.0, 0.0)):
         config = recipe("digits", "demo", variant, seed, epochs=epochs, entropy_weight=weight)

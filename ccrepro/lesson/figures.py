@@ -1,4 +1,4 @@
-"""The figures of the lesson: data in, `Figure` out; the first argument of each is its title."""
+"""The figures of the lesson: each function takes a title and data, and returns a `Figure`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -46,6 +46,7 @@ def augmentation(title: str, image: Tensor, config: Config, n: int = 3) -> Figur
     x = augmentations.eval_view(image, config.image_size).numpy()
     views = [x.repeat(n, axis=0), *(_views(image, changed, n, SHOWING) for changed in columns.values())]
     result, axes = image_rows(title, [("", row) for row in zip(*views, strict=True)], len(views), 1.1)
+    result.set_figheight(1.2 * n + 0.7)
     plt.setp(axes[1:, 0], visible=False)
     for axis, heading in zip(axes[0], ("image x", *columns), strict=True):
         axis.set_title(heading, fontsize=10)
@@ -54,7 +55,7 @@ def augmentation(title: str, image: Tensor, config: Config, n: int = 3) -> Figur
 
 @figure
 def strength(title: str, image: Tensor, strength: float, smallest_crop: float, n: int = 5) -> Figure:
-    """n pairs of views of one image uint8 (1, 3, H, W); the random numbers are the same for every strength."""
+    """n pairs of views of one image uint8 (1, 3, H, W), with the same random numbers for every strength."""
     views = _views(image, color_config(strength, smallest_crop), 2 * n)
     return image_rows(title, [("view a", views[::2]), ("view b", views[1::2])], n, 1.35)[0]
 
@@ -145,7 +146,7 @@ def temperature(title: str, cosines: Tensor, i: int, temperature: float) -> Figu
 
 
 def _row(axis: plt.Axes, cosines: Tensor, i: int, temperature: float, pull: bool = False) -> float:
-    """Draw each other row's share of exp(s/τ), or the pull -∂ℓ/∂s on its cosine; returns ℓ of row i."""
+    """Draw, for each other row, its share of exp(s/τ), or the pull -∂ℓ/∂s on its cosine. Returns ℓ of row i."""
     m, others = len(cosines) // 2, [j for j in range(len(cosines)) if j != i]
     positive = torch.tensor(others) == (i + m) % (2 * m)
     share = (cosines[i, others] / temperature).softmax(0)
@@ -179,7 +180,7 @@ def rows_and_columns(title: str, images: Tensor, y: Tensor) -> Figure:
 
 @figure
 def shares(title: str, cases: dict[str, Tensor]) -> Figure:
-    """Mean assignments P (M,) as bars, with their entropy and what it lacks to log M."""
+    """Mean assignments P (M,) as bars, with their entropy H and log M - H."""
     result, axes = panels(title, 1, len(cases), figsize=(3.1 * len(cases), 2.9), sharey=True)
     for axis, (name, p) in zip(axes, cases.items(), strict=True):
         m, h = len(p), torch.special.entr(p).sum().item()
@@ -192,7 +193,7 @@ def shares(title: str, cases: dict[str, Tensor]) -> Figure:
 
 @figure
 def entropy(title: str, trials: Sequence[dict[str, Any]]) -> Figure:
-    """Images per cluster, sorted, and entropy by epoch, of `demos.entropy_trials`: with the term and without."""
+    """Images per cluster, sorted, and entropy by epoch of `demos.entropy_trials`, with the entropy term and without."""
     heads = list(dict.fromkeys(t["heads"] for t in trials))
     result, axes = panels(title, 2, len(heads), figsize=(9.6, 5.6), sharey="row")
     for (top, bottom), name in zip(axes.T, heads, strict=True):
@@ -213,7 +214,7 @@ def entropy(title: str, trials: Sequence[dict[str, Any]]) -> Figure:
 
 @figure
 def losses(title: str, history: Sequence[dict[str, float]], n: int, m: int) -> Figure:
-    """Both losses and the cosines of both heads' pairs by epoch; dashed: of a network that knows nothing."""
+    """Both losses and the cosines of both heads' pairs by epoch; dashed: the losses if all vectors are alike."""
     table = pd.DataFrame(history).set_index("epoch").rename(columns=lambda name: name.replace("_", " "))
     result, axes = panels(title, 1, 3, figsize=(10.5, 3.1))
     colors = [COLORS[0], COLORS[2]]
@@ -241,7 +242,7 @@ def epochs(title: str, maps: Sequence[dict[str, Any]]) -> Figure:
 
 @figure
 def matching(title: str, counts: np.ndarray, clusters: np.ndarray, names: Sequence[str]) -> Figure:
-    """Images by class and cluster (classes, clusters), before and after each class's cluster is put under it."""
+    """Images by class and cluster (classes, clusters): as they came, and with each cluster in its class's column."""
     result, axes = panels(title, 1, 2, figsize=(10.5, 4.6))
     table = pd.DataFrame(counts, pd.Index(names, name="class")).rename_axis(columns="cluster")
     for axis, shown, name in zip(axes, (table, table[clusters]), ("as they came", "matched"), strict=True):
@@ -255,7 +256,7 @@ def matching(title: str, counts: np.ndarray, clusters: np.ndarray, names: Sequen
 
 @figure
 def examples(title: str, data: ImageSet, clustering: Clustering, classes: np.ndarray, n: int = 12) -> Figure:
-    """The surest right images, the surest wrong ones, and the least sure; classes: (M,) the class of each cluster."""
+    """The most confident right and wrong images, and the least confident ones; classes: (M,) of each cluster."""
     named = classes[clustering.labels_pred]
     sure, right = np.argsort(-clustering.confidence, kind="stable"), named == data.labels
     kinds = {"surest, right": sure[right[sure]], "surest, wrong": sure[~right[sure]], "least sure": sure[::-1]}

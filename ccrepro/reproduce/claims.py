@@ -58,13 +58,13 @@ def compare(high: Sequence[float], low: Sequence[float] | float) -> str:
         return OPEN
     error = math.sqrt(high.var(ddof=1) / len(high) + (low.var(ddof=1) / len(low) if low.ndim else 0))
     difference = high.mean() - low.mean()
-    if abs(difference) <= 2 * error + 1e-12:  # equal numbers are not told apart by their last bit
+    if abs(difference) <= 2 * error + 1e-12:  # 1e-12: the last bits of equal numbers may differ
         return OPEN
     return HOLDS if difference > 0 else FAILS
 
 
 def combine(verdicts: Sequence[str]) -> str:
-    """Of several parts: fails where one fails, holds where all hold."""
+    """The verdict on several parts: it fails if one fails, and holds if all hold."""
     return FAILS if FAILS in verdicts else HOLDS if verdicts and set(verdicts) == {HOLDS} else OPEN
 
 

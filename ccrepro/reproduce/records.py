@@ -75,15 +75,15 @@ def find_records(records: list[Record], variant: str) -> list[Record]:
 
 @functools.cache
 def reported() -> pd.DataFrame:
-    """Every number the paper prints: table, method, dataset, variant, metric, value, sources, confidence. Read once,
-    so not to be changed."""
+    """Every number that the paper prints: table, method, dataset, variant, metric, value, sources, confidence. All
+    callers share the frame: do not change it."""
     return pd.read_csv(Path(__file__).with_name("reported.csv"), dtype=str, keep_default_na=False)
 
 
 @functools.cache
 def printed(table: str, metric: str) -> pd.DataFrame:
     """What a table of the paper prints in one metric, as text: a row per method (per variant, where all are CC), a
-    column per data set, "" where it prints nothing. Do not change it: it is made once."""
+    column per data set, "" where it prints nothing. All callers share the frame: do not change it."""
     paper = reported().query("table == @table and metric == @metric.upper()")
     paper = paper.assign(row=paper.variant.where(paper.variant != "", paper.method))
     return paper.pivot(index="row", columns="dataset", values="value").reindex(paper.row.unique()).fillna("")
@@ -101,7 +101,7 @@ def data_sets() -> pd.DataFrame:
 
 
 def provenance(records: list[Record]) -> str:
-    """One sentence on what the runs ran on, and for how long."""
+    """One sentence: the number of runs, their seconds, machines and commits."""
     kinds = {"with training": [r["seconds"] for r in records if r["epochs"]]}
     kinds["without training"] = [r["seconds"] for r in records if not r["epochs"]]
     parts = [f"{len(s)} runs {name} ({min(s):,.0f} to {max(s):,.0f} s each)" for name, s in kinds.items() if s]
@@ -110,8 +110,8 @@ def provenance(records: list[Record]) -> str:
 
 
 def machine(record: Record) -> str:
-    """The GPU of a run, or what it used of a CPU; how many of these, where several ranks trained together."""
+    """The GPU or the CPU of a run, and the number of ranks if several trained together."""
     hardware = record["hardware"]
     name = hardware["gpu"] or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
-    ranks = hardware.get("ranks", 1)  # records of the first edition have none
+    ranks = hardware.get("ranks", 1)  # older records have none
     return f"{ranks} × {name}" if ranks > 1 else name

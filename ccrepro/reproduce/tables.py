@@ -1,4 +1,4 @@
-"""The paper's tables: what it reports, what we measured, the difference, and a verdict by a rule fixed beforehand."""
+"""The paper's tables: the reported numbers, ours, the difference, and a verdict by a rule fixed beforehand."""
 
 import math
 from collections.abc import Sequence
@@ -140,7 +140,7 @@ def verdict(printed: float, values: np.ndarray) -> str:
         return "not enough runs"
     difference = values.mean() - printed
     error = values.std(ddof=1) * math.sqrt(1 + 1 / len(values))
-    if abs(difference) <= max(NEAR, 2 * error) + 1e-12:  # exactly 0.01 counts as near, whatever its last bit
+    if abs(difference) <= max(NEAR, 2 * error) + 1e-12:  # 1e-12: exactly 0.01 is near
         return "agrees"
     return "above" if difference > 0 else "below"
 
@@ -159,8 +159,7 @@ def overview(runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
 
 
 def heads_against_kmeans(records: list[Record]) -> pd.DataFrame:
-    """ACC of the cluster head beside ACC of k-means on the instance head's output, for the same network, trained and
-    untrained: mean ± sd (n), by data set."""
+    """ACC of the cluster head beside k-means on the instance head's output of the same network: mean ± sd (n)."""
     runs, lines = as_runs(records), []
     networks = {"cc": "trained", "untrained": "untrained"}
     for (dataset, departs, variant), part in runs[runs.variant.isin(networks)].groupby(KIND):
@@ -194,7 +193,7 @@ def formatted(name: str, runs: pd.DataFrame, metric: str = "acc", kind: str = "m
 
 
 def as_markdown(frame: pd.DataFrame) -> str:
-    """A data frame of texts as a Markdown table, with every digit it came with."""
+    """A data frame of texts as a Markdown table, with all digits."""
     return frame.to_markdown(index=False, disable_numparse=True) if len(frame) else "*No run yet.*"
 
 
