@@ -30,7 +30,7 @@ def figure(draw: Callable[..., Figure]) -> Callable[..., Figure | None]:
 
     @functools.wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure | None:
-        if args[-1] is None or (isinstance(args[0], list) and not args[0]):
+        if args and (args[-1] is None or (isinstance(args[0], list) and not args[0])):
             return None
         with plt.rc_context(STYLE):
             result = draw(*args, **kwargs)
