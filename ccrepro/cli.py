@@ -12,7 +12,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypedDict, Unpack
+from typing import Annotated, Any, TypedDict, Unpack
 
 import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -109,12 +109,6 @@ def _gpus() -> list[str]:
     return visible_gpus()
 
 
-def _at_once(jobs: int) -> int:
-    """How many processes there may be at once."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return jobs if jobs > 0 else len(_gpus()) or cores
-
-
 @app.command
 def train(
     dataset: DataSet,
@@ -180,21 +174,6 @@ def evaluate(
 
 
 @app.command
-def datasets(
-    action: Annotated[Literal["list", "get"], about("What to do.")] = "list",
-    name: DataSet = "",
-    /,
-    *,
-    imagenet: Annotated[str, about("ILSVRC-2012's training folder, to make ImageNet-10 or ImageNet-Dogs of it.")] = "",
-    data_dir: DataDir = "",
-) -> None:
-    """List the data sets, or get one: fetch, verify and pack it for all runs."""
-    from ccrepro import data
-
-    print(data.get(name, imagenet, data_dir) if action == "get" else data.catalog(data_dir).to_markdown(index=False))
-
-
-@app.command
 def cluster(
     folder: Annotated[str, about("Images, in it and in its sub-folders.")],
     /,
@@ -243,11 +222,12 @@ def reproduce(
 ) -> None:
     """Run what is missing of a preset, then make its tables and figures in results/local."""
     from ccrepro.reproduce import plan
+    from ccrepro.runtime.device import at_once
 
     planned = plan.plan(preset, datasets, variants, seeds, runs_dir, **given)
-    print(plan.describe(planned, _at_once(jobs)), file=sys.stderr if dry_run else sys.stdout, flush=True)
+    print(plan.describe(planned, at_once(jobs)), file=sys.stderr if dry_run else sys.stdout, flush=True)
     if not dry_run:
-        plan.reproduce(planned, _at_once(jobs), _gpus(), runs_dir, data_dir)
+        plan.reproduce(planned, at_once(jobs), _gpus(), runs_dir, data_dir)
         return
     for config in (p.config for p in planned if not p.done):
         named = {"preset": preset, "variant": config.variant, "seed": config.seed, **given}
@@ -260,21 +240,6 @@ def _option(name: str, value: Any) -> str:
     if isinstance(value, bool):
         return f"--{'' if value else 'no-'}{option}"
     return f"--{option} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
-
-
-@app.command
-def table(
-    name: Annotated[str, about("Name of the table; else all of them.")] = "",
-    /,
-    *,
-    preset: Preset = "demo",
-    format: Literal["markdown", "latex", "csv"] = "markdown",
-    results_dir: Annotated[str, about("Folder of results: results/local for what you have run.")] = "results",
-) -> None:
-    """Print a table of the paper: reported numbers beside ours."""
-    from ccrepro.reproduce import tables
-
-    print(tables.printed(name, preset, format, results_dir))
 
 
 @app.command
@@ -292,15 +257,14 @@ def bench(
     print(measure.table(result).to_string(index=False) if only else measure.save(result, results_dir))
 
 
-@app.command
-def publish(
-    *,
-    lessons: Annotated[bool, about("Execute the lesson anew, too.")] = False,
-    jobs: Annotated[int, about("Notebooks at once; else one per core.")] = 0,
-    runs_dir: RunsDir = "runs",
-    data_dir: DataDir = "",
-) -> None:
-    """For the maintainers: put what was run into results/ and README.md."""
-    from ccrepro.reproduce import readme
-
-    readme.publish(_at_once(jobs), lessons, runs_dir, data_dir)
+# What needs no settings stands in its room, whose function is the command; it is imported when it is called.
+ROOMS = {
+    "datasets": ("ccrepro.data:command", "List the data sets, or get one."),
+    "table": ("ccrepro.reproduce.tables:show", "Print a table of the paper: reported numbers beside ours."),
+    "publish": (
+        "ccrepro.reproduce.readme:publish",
+        "For the maintainers: put what was run into results/ and README.md.",
+    ),
+}
+for name, (function, text) in ROOMS.items():
+    app.command(function, name=name, help=text)

@@ -1,12 +1,13 @@
-"""The house style: what all figures of the lesson and of the reproduction have in common."""
+"""What all figures of the lesson and of the reproduction share: the style, and ways to draw images and maps."""
 
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
@@ -23,11 +24,14 @@ STYLE = {
 COLORS = sns.color_palette("colorblind")
 
 
-def figure(draw: Callable[..., Figure]) -> Callable[..., Figure]:
-    """Give a plotting function the house style, and keep pyplot from showing its figure a second time."""
+def figure(draw: Callable[..., Figure]) -> Callable[..., Figure | None]:
+    """Give a plotting function the house style, and keep pyplot from showing its figure a second time. Without anything
+    to draw (the first argument is an empty list, or the last one None) the figure is None."""
 
     @functools.wraps(draw)
-    def styled(*args: Any, **kwargs: Any) -> Figure:
+    def styled(*args: Any, **kwargs: Any) -> Figure | None:
+        if args and (args[-1] is None or (isinstance(args[0], list) and not args[0])):
+            return None
         with plt.rc_context(STYLE):
             result = draw(*args, **kwargs)
             result.canvas.draw()  # lay out while the style holds
@@ -44,7 +48,49 @@ def small_png(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
+def panels(title: str, rows: int, columns: int, **more: Any) -> tuple[Figure, Any]:
+    """Rows × columns of axes under a common title; ``more`` goes to `plt.subplots`."""
+    result, axes = plt.subplots(rows, columns, **more)
+    result.suptitle(title)
+    return result, axes
+
+
+def grid(title: str, n: int, columns: int, size: tuple[float, float], **more: Any) -> tuple[Figure, Any]:
+    """n axes, each of ``size`` (width, height, in inches), at most so many in a row."""
+    columns = min(columns, n) or 1
+    rows = -(-n // columns) or 1
+    result, axes = panels(title, rows, columns, figsize=np.multiply(size, (columns, rows)), squeeze=False, **more)
+    for axis in axes.flat[n:]:
+        axis.remove()
+    return result, axes.flat[:n]
+
+
 def draw_image(axis: plt.Axes, image: np.ndarray) -> None:
     """Show a float (C, S, S) image in [0, 1] without ticks."""
     axis.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
+
+
+def image_rows(title: str, rows: Sequence[tuple[str, Sequence[np.ndarray]]], n: int, size: float) -> tuple[Figure, Any]:
+    """At most n float (C, S, S) images in each row, ``size`` inches wide, with the row's name on the left."""
+    result, axes = panels(title, len(rows), n, figsize=(size * n + 1.2, size * len(rows) + 0.5), squeeze=False)
+    for row, (name, images) in zip(axes, rows, strict=True):
+        for axis, image in zip(row, images, strict=False):
+            draw_image(axis, image)
+        plt.setp(row[len(images) :], visible=False)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
+    return result, axes
+
+
+def draw_map(axis: plt.Axes, points: Mapping[str, Any], by: str, title: str, n: int, names: Sequence = ()) -> None:
+    """A t-SNE map: ``x`` and ``y`` of each point, coloured by its number in ``points[by]``, which is below n. ``names``
+    are written at the median of their points, if there are at most 20."""
+    palette = np.array(sns.color_palette("tab10" if n <= 10 else "husl", n))
+    axis.scatter(points["x"], points["y"], c=palette[points[by]], s=8, lw=0)
+    axis.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[], title=title)
+    axis.label_outer()
+    frame = pd.DataFrame({name: points[name] for name in ("x", "y", by)})
+    for number, x, y in frame.groupby(by).median().itertuples() if 0 < len(names) <= 20 else ():
+        axis.text(
+            x, y, names[number], ha="center", va="center", weight="bold", bbox={"fc": "w", "ec": "0.6", "pad": 1.5}
+        )

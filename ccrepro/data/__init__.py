@@ -6,7 +6,7 @@ import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -145,16 +145,27 @@ def catalog(root: str | Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def get(name: str, imagenet: str = "", root: str | Path | None = None) -> str:
-    """Fetch, verify and pack a data set, or build it from the ``imagenet`` folder. Returns its counts and SHA-256, in
-    words. Raises as `load` and `download.from_imagenet` do."""
+def command(
+    action: Literal["list", "get"] = "list", name: str = "", /, *, imagenet: str = "", data_dir: str = ""
+) -> None:
+    """List the data sets, or get one: fetch, verify and pack it for all runs.
+
+    Args:
+        action: What to do.
+        name: The data set to get.
+        imagenet: ILSVRC-2012's training folder, to build ImageNet-10 or ImageNet-Dogs from.
+        data_dir: Folder of data sets; else $CCREPRO_DATA, else data/.
+    """
+    if action == "list":
+        print(catalog(data_dir).to_markdown(index=False))
+        return
     if imagenet:
         from ccrepro.data import download  # late: needs the network's libraries
 
-        download.from_imagenet(name, Path(imagenet), data_root(root))
-    data = load(name, root)
+        download.from_imagenet(name, Path(imagenet), data_root(data_dir))
+    data = load(name, data_dir)
     shape = data.images.shape
-    return f"{shape[0]:,} images of {shape[1:]}, {len(data.class_names)} classes: {data.sha256}"
+    print(f"{shape[0]:,} images of {shape[1:]}, {len(data.class_names)} classes: {data.sha256}")
 
 
 def _state(name: str, root: Path) -> str:

@@ -3,8 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,24 +13,23 @@ from torch.nn import functional as F
 
 from ccrepro import loss
 
-WORDS = {None: "open", True: "right", False: "not yet"}
-COLORS = {None: "#999", True: "#2a7d2a", False: "#c0392b"}
+STATES = {None: ("open", "#999"), True: ("right", "#2a7d2a"), False: ("not yet", "#c0392b")}  # word and colour
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """What a check says. right: None where the exercise is open."""
+class Verdict(NamedTuple):
+    """What a check says. right: None while the exercise is open."""
 
     exercise: int
     right: bool | None
     text: str
 
     def __repr__(self) -> str:
-        return f"Exercise {self.exercise}: {WORDS[self.right]}. {self.text}"
+        return f"Exercise {self.exercise}: {STATES[self.right][0]}. {self.text}"
 
     def _repr_html_(self) -> str:
-        style = f"border-left: 5px solid {COLORS[self.right]}; padding: 0.3em 0.8em"
-        return f'<div style="{style}"><b>Exercise {self.exercise}: {WORDS[self.right]}.</b> {self.text}</div>'
+        word, color = STATES[self.right]
+        style = f"border-left: 5px solid {color}; padding: 0.3em 0.8em"
+        return f'<div style="{style}"><b>Exercise {self.exercise}: {word}.</b> {self.text}</div>'
 
 
 class _Open(Exception):
@@ -39,7 +37,8 @@ class _Open(Exception):
 
 
 def exercise(number: int, right: str) -> Callable[[Callable[..., str]], Callable[..., Verdict]]:
-    """Make a check of a function: answers → what is wrong with them, "" if nothing. right: what to say then."""
+    """Turn a judge, which takes answers and returns what is wrong with them ("" for nothing), into a check. right: what
+    the check says of a right answer."""
 
     def decorate(judge: Callable[..., str]) -> Callable[..., Verdict]:
         @functools.wraps(judge)
@@ -48,7 +47,7 @@ def exercise(number: int, right: str) -> Callable[[Callable[..., str]], Callable
                 wrong = judge(*map(_answered, answers))
             except _Open:
                 return Verdict(number, None, "Replace the ... in the cell above and run both cells again.")
-            except Exception as error:  # of the student's own code: it becomes part of the verdict
+            except Exception as error:  # raised by the student's code: it becomes part of the verdict
                 wrong = f"It stopped with {type(error).__name__}: {error}"
             return Verdict(number, not wrong, wrong or right)
 
@@ -58,28 +57,27 @@ def exercise(number: int, right: str) -> Callable[[Callable[..., str]], Callable
 
 
 def _answered(value: Any) -> Any:
-    """The value, or the function so that it returns answers only; raises `_Open` for ``...``."""
+    """The value; a function is wrapped, so that its results are checked too. Raises `_Open` for ``...``."""
     if value is ...:
         raise _Open
     return (lambda *arguments: _answered(value(*arguments))) if callable(value) else value
 
 
 def _near(value: Any, truth: float, mistakes: dict[str, float | Tensor], hint: str, tolerance: float = 2e-3) -> str:
-    """What is wrong with a number: the mistake that leads to it, or the hint."""
+    """What is wrong with a number: the mistake that leads to it, or else the hint."""
     value = float(value)
-    if math.isclose(value, truth, abs_tol=tolerance):
-        return ""
-    named = [text for text, wrong in mistakes.items() if math.isclose(value, float(wrong), abs_tol=tolerance)]
-    return f"{value:.4g} is what one gets where {named[0]}" if named else f"{value:.4g} is not it. {hint}"
+    for text, number in {"": truth, **mistakes}.items():
+        if math.isclose(value, number, abs_tol=tolerance):
+            return f"{value:.4g} is the result if {text}" if text else ""
+    return f"{value:.4g} is not it. {hint}"
 
 
 @exercise(1, "0.8 · 0.8 = 0.64. The network meets grey pictures in every third pair, so colour alone cannot tell.")
 def both_in_color(share: float) -> str:
-    """The share of pairs of which neither view was made grey, where one view is with probability 0.2."""
+    """The share of pairs with both views in colour, if each view is made grey with probability 0.2."""
     mistakes = {
         "only one of the two views is looked at.": 0.8,
         "both views are grey: the question is for pairs of which none is.": 0.2**2,
-        "at most one view is grey; here neither may be.": 1 - 0.2**2,
         "at least one view is grey. That is the other pairs.": 1 - 0.8**2,
         "probabilities are added. The draws are independent: multiply.": 1 - 2 * 0.2,
     }
@@ -106,16 +104,10 @@ def know_nothing(value: float) -> str:
     mistakes = {
         "the vector itself is counted too. It is left out: 2N - 1 others remain.": math.log(8),
         "only the negatives are counted. The positive stands in the denominator as well.": math.log(6),
-        "only the N vectors of one view are counted.": math.log(4),
-        "only the negatives of one view are counted. Those of the other view count as well.": math.log(3),
         "the minus of -log is lost.": -math.log(7),
         "the share of the positive is taken; the loss is its -log.": 1 / 7,
-        "the others are counted; the loss is the logarithm of that.": 7.0,
-        "the logarithm is to base 10; the loss uses the natural one.": math.log10(7),
     }
-    return _near(
-        value, math.log(7), mistakes, "How many vectors is each compared with, and what share has the positive?"
-    )
+    return _near(value, math.log(7), mistakes, "How many others is a vector compared with? One is the positive.")
 
 
 @exercise(4, "That is ℓ of view a of picture 1; the instance loss is the mean of six such numbers.")
@@ -132,7 +124,6 @@ def by_hand(function: Callable[[Tensor, int, int, float], Tensor]) -> str:
             "the similarities are not divided by τ.": -torch.log(s.exp()[j] / (s.exp().sum() - s.exp()[i])),
             "the minus of -log is lost.": -truth,
             "the share is returned without its -log.": e[j] / rest,
-            "the denominator is missing.": -s[j] / tau,
         }
         hint = f"For s = {row}, i = {i}, j = {j}, τ = {tau} it should be {truth:.4f}."
         if wrong := _near(function(s, i, j, tau), truth, mistakes, hint):
@@ -172,7 +163,7 @@ def mixed_up(pair: Sequence[int], p_a: Tensor, p_b: Tensor) -> str:
 
 @exercise(7, "The cosine is blind to a column's length: a cluster may starve without the contrast noticing.")
 def starved(answer: str) -> str:
-    """What scaling a column does to the contrastive part of the cluster loss: 'smaller', 'larger' or 'same'."""
+    """How the contrastive part of the cluster loss changes if a column is scaled: 'smaller', 'larger' or 'same'."""
     if answer not in ("smaller", "larger", "same"):
         return f"{answer!r} is none of 'smaller', 'larger', 'same'."
     p_a, p_b = torch.rand(2, 50, 4, generator=torch.Generator().manual_seed(0))
@@ -183,21 +174,19 @@ def starved(answer: str) -> str:
 
 @exercise(8, "Five used in equal parts have the entropy of five, log 5; so log 10 - log 5 = log 2 per view is lost.")
 def half_dead(value: float) -> str:
-    """H of the mean assignment, one view, where 5 of 10 clusters hold 0.2 each and the others nothing."""
+    """H of one view's mean assignment, if 5 of 10 clusters have 0.2 each and the others nothing."""
     mistakes = {
         "all ten clusters are used alike. Five of them are empty.": math.log(10),
         "the minus before the sum is lost.": -math.log(5),
         "the logarithm is to base 2; the paper's is the natural one.": math.log2(5),
         "what is missing to log 10 is taken; the question is for H itself.": math.log(2),
-        "both views are added; the question is for one.": 2 * math.log(5),
-        "only one of the five clusters is counted.": 0.2 * math.log(5),
     }
     return _near(value, math.log(5), mistakes, "Sum -P log P over the clusters; an empty one adds 0.")
 
 
 @exercise(9, "Value and gradient equal the package's `cluster_loss`. It is the loss of exercise 4, on columns, and H.")
 def cluster_loss(function: Callable[[Tensor, Tensor, float], Tensor]) -> str:
-    """Eq. 6 from y_a, y_b (N, M) and τ, counted from log M as the package does; value and gradient."""
+    """Eq. 6 from y_a, y_b (N, M) and τ, with log M - H in place of -H, as in the package; value and gradient."""
     generator = torch.Generator().manual_seed(0)
     for n, m, tau in ((7, 3, 1.0), (12, 5, 0.5)):
         y_a, y_b = (3 * torch.randn(2, n, m, generator=generator)).softmax(2)
@@ -216,7 +205,7 @@ def cluster_loss(function: Callable[[Tensor, Tensor, float], Tensor]) -> str:
 
 
 def _cluster_mistakes(y_a: Tensor, y_b: Tensor, tau: float) -> dict[str, Tensor]:
-    """What the usual slips of exercise 9 lead to."""
+    """The loss that each common mistake of exercise 9 leads to."""
     contrast, rows = loss.nt_xent(y_a.T, y_b.T, tau), loss.nt_xent(y_a, y_b, tau)
     log_m, h_a, h_b = math.log(y_a.shape[1]), loss.mean_entropy(y_a), loss.mean_entropy(y_b)
     missing = 2 * log_m - h_a - h_b
@@ -230,18 +219,15 @@ def _cluster_mistakes(y_a: Tensor, y_b: Tensor, tau: float) -> dict[str, Tensor]
         "the sign of the entropy is wrong: even clusters must cost less, not more.": contrast + h_a + h_b,
         "the missing entropy is subtracted: dead clusters would be rewarded.": contrast - missing,
         "only view a's entropy is counted.": contrast + log_m - h_a,
-        "only view b's entropy is counted.": contrast + log_m - h_b,
-        "the mean of the two entropies is taken instead of their sum.": contrast + missing / 2,
         "a column is compared with itself too.": F.cross_entropy(unit @ unit.T / tau, other) + missing,
         "columns are not scaled to unit length.": F.cross_entropy(without_cosine, other) + missing,
         "τ is left out.": loss.nt_xent(y_a.T, y_b.T, 1.0) + missing,
-        "the sum over the columns is taken instead of their mean.": 2 * y_a.shape[1] * contrast + missing,
     }
 
 
 @exercise(10, "Clusters 0 and 1 both hold class 0 most often; one of them has to give way, at the smallest loss.")
 def matched(classes: Sequence[int], counts: np.ndarray) -> str:
-    """The class of each cluster, one to one, with the most images right. counts: (classes, clusters)."""
+    """The class of each cluster, one to one, so that most images are right. counts: images (classes, clusters)."""
     counts, classes = np.asarray(counts), [int(c) for c in classes]
     if len(classes) != counts.shape[1]:
         return f"There are {counts.shape[1]} clusters, so {counts.shape[1]} classes are to be named."
@@ -255,7 +241,7 @@ def matched(classes: Sequence[int], counts: np.ndarray) -> str:
 
 @exercise(11, "The same rule decides the claims in results/README.md. With one seed there is no such rule.")
 def told_apart(function: Callable[[float, float, float, float, int], bool]) -> str:
-    """Whether two means differ by more than two standard errors of the difference; each of n seeds."""
+    """Whether two means, each of n seeds, differ by more than two standard errors of the difference."""
     cases = [(0.967, 0.006, 0.955, 0.006, 3), (0.967, 0.006, 0.968, 0.004, 3), (0.955, 0.006, 0.967, 0.006, 3)]
     cases += [(0.90, 0.02, 0.87, 0.02, 2), (0.90, 0.02, 0.87, 0.02, 8)]
     for mean_a, sd_a, mean_b, sd_b, n in cases:

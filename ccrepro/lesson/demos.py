@@ -1,4 +1,4 @@
-"""What the lesson trains while it is read, and what it keeps of it."""
+"""The data and the trainings that the lesson shows."""
 
 import itertools
 from collections.abc import Sequence
@@ -32,8 +32,8 @@ def color_config(strength: float = 1.0, smallest_crop: float = 0.08, **overrides
     return recipe("imagenet10", "paper", **jitter, image_size=112, crop_scale=(smallest_crop, 1.0), **overrides)
 
 
-# Soft assignments of nine digits (three 0s, 1s and 7s) to three clusters in two views, (2, N, M). Made up so that they
-# can be read: clusters 0 and 2 are partly mixed up. In percent, one list per cluster.
+# Soft assignments of nine digits (three 0s, 1s and 7s) to three clusters in two views, (2, N, M), made up for reading:
+# clusters 0 and 2 are partly mixed up. In percent, one list per cluster.
 VIEW_A = [[5, 2, 10, 85, 55, 70, 30, 10, 45], [90, 95, 80, 5, 5, 10, 5, 10, 5], [5, 3, 10, 10, 40, 20, 65, 80, 50]]
 VIEW_B = [[10, 5, 5, 75, 60, 50, 40, 15, 35], [85, 90, 85, 5, 10, 5, 5, 5, 10], [5, 5, 10, 20, 30, 45, 55, 80, 55]]
 EXAMPLE = torch.tensor([VIEW_A, VIEW_B]).mT / 100
@@ -51,7 +51,7 @@ def counts(labels: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndar
 
 
 class Watch:
-    """Keeps the clustering of all images at some epochs of a training; pass `report` to `ccrepro.runs.resume.fit`."""
+    """Keeps the clustering of all images at some epochs of a training. Pass `report` to `ccrepro.runs.resume.fit`."""
 
     def __init__(self, config: Config, data: ImageSet):
         self.config, self.data = config, data
@@ -65,7 +65,7 @@ class Watch:
             print(f"epoch {number}/{total}  loss {epoch['loss']:.3f}  {epoch['seconds']:.1f} s/epoch", flush=True)
 
     def maps(self) -> list[dict[str, Any]]:
-        """``epoch``, ``x``, ``y``, ``cluster`` and ``label`` of some images at each kept epoch, in one embedding."""
+        """``epoch``, ``x``, ``y``, ``cluster`` and ``label`` of 600 images at each kept epoch, in one embedding."""
         rows = fixed_rows(len(self.data.images), 600)
         points = tsne([kept.features[rows] for kept in self.kept.values()])
         return [
@@ -74,36 +74,41 @@ class Watch:
         ]
 
     def progress(self) -> pd.DataFrame:
-        """Scores against the labels at each kept epoch; training has seen none of this."""
-        table = pd.DataFrame([scores(self.data.labels, kept.labels_pred) for kept in self.kept.values()])
-        table.insert(0, "epoch", list(self.kept))
-        table["clusters used"] = [len(np.unique(kept.labels_pred)) for kept in self.kept.values()]
-        return table.round(3).rename(columns={"nmi": "NMI", "acc": "ACC", "ari": "ARI"})
+        """NMI, ACC and ARI at each kept epoch, and the clusters in use; training has seen none of the labels."""
+        lines = [
+            {"epoch": epoch, **scores(self.data.labels, kept.labels_pred), "clusters used": len(set(kept.labels_pred))}
+            for epoch, kept in self.kept.items()
+        ]
+        return pd.DataFrame(lines).round(3).rename(columns={"nmi": "NMI", "acc": "ACC", "ari": "ARI"})
 
 
 def entropy_trials(data: ImageSet, epochs: int, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Train digits with and without the entropy term, with both heads and the cluster head alone; of each: heads,
-    entropy_weight, seed, entropy (nats, by epoch), acc, and counts (int (M,), images per cluster, largest first)."""
+    """Train digits with and without the entropy term, with both heads and the cluster head alone. Of each training:
+    heads, entropy_weight, seed, entropy (nats, by epoch), acc, counts (int (M,), images per cluster, largest first)."""
     trials, variants = [], {"cc": "both heads", "cluster-only": "cluster head alone"}
     for seed, variant, weight in itertools.product(seeds, variants, (1.0, 0.0)):
         config = recipe("digits", "demo", variant, seed, epochs=epochs, entropy_weight=weight)
         model, history = fit(config, data)
-        clusters = evaluate(config.replace(heads="both"), data, model).labels_pred  # always the cluster head's own
-        trial = {"heads": variants[variant], "entropy_weight": weight, "seed": seed}
-        trial |= {"entropy": [epoch["entropy"] for epoch in history], "acc": accuracy(data.labels, clusters)}
-        trials.append(trial | {"counts": np.sort(np.bincount(clusters, minlength=config.n_clusters))[::-1]})
+        clusters = evaluate(config.replace(heads="both"), data, model).labels_pred  # always of the cluster head
+        trials.append({
+            "heads": variants[variant], "entropy_weight": weight, "seed": seed,
+            "entropy": [epoch["entropy"] for epoch in history], "acc": accuracy(data.labels, clusters),
+            "counts": np.sort(np.bincount(clusters, minlength=config.n_clusters))[::-1],
+        })  # fmt: skip
     return trials
 
 
 def entropy_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """What the entropy term changes: mean ± sd over seeds, and the empty clusters of each; one line per setting."""
-    table = pd.DataFrame(trials).drop(columns="seed").rename(columns={"heads": "trained"})
-    sizes = np.stack(table.pop("counts"))  # (trainings, M)
-    table["entropy term"] = np.where(table.pop("entropy_weight"), "with", "without")
-    table["largest cluster"], table["smallest cluster"] = sizes[:, 0] / sizes.sum(1), sizes[:, -1] / sizes.sum(1)
-    table["empty clusters"] = (sizes == 0).sum(1)
-    table["H of the mean assignment (nats)"] = table.pop("entropy").str[-1]
-    table["ACC"] = table.pop("acc")
-    grouped = table.groupby(["trained", "entropy term"], sort=False)
-    each = grouped["empty clusters"].agg(lambda counts: ", ".join(map(str, counts)))  # too few to be averaged
+    """What the entropy term changes, one line per setting: mean ± sd over seeds, and each seed's empty clusters."""
+    lines = []
+    for trial in trials:
+        sizes = trial["counts"]
+        lines.append({
+            "trained": trial["heads"], "entropy term": "with" if trial["entropy_weight"] else "without",
+            "largest cluster": sizes[0] / sizes.sum(), "smallest cluster": sizes[-1] / sizes.sum(),
+            "empty clusters": (sizes == 0).sum(),
+            "H of the mean assignment (nats)": trial["entropy"][-1], "ACC": trial["acc"],
+        })  # fmt: skip
+    grouped = pd.DataFrame(lines).groupby(["trained", "entropy term"], sort=False)
+    each = grouped["empty clusters"].agg(lambda counts: ", ".join(map(str, counts)))  # too few for a mean
     return grouped.agg(mean_sd).assign(**{"empty clusters": each, "seeds": grouped.size()}).reset_index()

@@ -1,4 +1,4 @@
-"""The figures of the lesson: data in, `Figure` out; the first argument of each is its title."""
+"""The figures of the lesson: each function takes a title and data, and returns a `Figure`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -16,13 +16,13 @@ from ccrepro import augmentations
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
 from ccrepro.evaluate import Clustering
-from ccrepro.figure_style import COLORS, draw_image, figure
+from ccrepro.figure_style import COLORS, draw_image, draw_map, figure, grid, image_rows, panels
 from ccrepro.lesson.demos import color_config
 
 POSITIVE, NEGATIVE = COLORS[3], COLORS[0]  # orange: what attracts; blue: what repels
 OFF = {"crop_scale": (1, 1), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
-NAMES = ("resized crop", "flip", "colour jitter", "greyscale", "blur")  # of what these settings decide
-SHOWING = 109  # a seed with which three draws show each of these at work, and the rarer ones idle too
+NAMES = ("resized crop", "flip", "colour jitter", "greyscale", "blur")  # of the augmentations that OFF turns off
+SHOWING = 109  # with this seed, three draws show each augmentation at work, and the rare ones idle too
 
 
 def _views(images: Tensor, config: Config, n: int, seed: int = 0) -> np.ndarray:
@@ -33,15 +33,8 @@ def _views(images: Tensor, config: Config, n: int, seed: int = 0) -> np.ndarray:
 
 
 def _alone(config: Config, setting: str) -> Config:
-    """Everything off but this."""
+    """Only the augmentation of this setting is on."""
     return config.replace(**{**OFF, setting: getattr(config, setting)})
-
-
-def _panels(title: str, *shape: int, **more: Any) -> tuple[Figure, Any]:
-    """Axes in rows and columns under a common title."""
-    result, axes = plt.subplots(*shape, **more)
-    result.suptitle(title)
-    return result, axes
 
 
 @figure
@@ -50,32 +43,27 @@ def augmentation(title: str, image: Tensor, config: Config, n: int = 3) -> Figur
     often = ["always", *(f"p = {getattr(config, setting):g}" for setting in OFF if setting != "crop_scale")]
     columns = {f"{name}\n{p}": _alone(config, key) for name, p, key in zip(NAMES, often, OFF, strict=True)}
     columns["all together"] = config
-    result, axes = _panels(title, n, 1 + len(columns), figsize=(8.6, 1.2 * n + 0.7))
+    x = augmentations.eval_view(image, config.image_size).numpy()
+    views = [x.repeat(n, axis=0), *(_views(image, changed, n, SHOWING) for changed in columns.values())]
+    result, axes = image_rows(title, [("", row) for row in zip(*views, strict=True)], len(views), 1.1)
+    result.set_figheight(1.2 * n + 0.7)
     plt.setp(axes[1:, 0], visible=False)
-    draw_image(axes[0, 0], augmentations.eval_view(image, config.image_size).numpy()[0])
-    axes[0, 0].set_title("image x", fontsize=10)
-    for column, (heading, changed) in zip(axes.T[1:], columns.items(), strict=True):
-        for axis, view in zip(column, _views(image, changed, n, SHOWING), strict=True):
-            draw_image(axis, view)
-        column[0].set_title(heading, fontsize=10)
+    for axis, heading in zip(axes[0], ("image x", *columns), strict=True):
+        axis.set_title(heading, fontsize=10)
     return result
 
 
 @figure
 def strength(title: str, image: Tensor, strength: float, smallest_crop: float, n: int = 5) -> Figure:
-    """n pairs of views of one image uint8 (1, 3, H, W); the random numbers are the same for every strength."""
-    result, axes = _panels(title, 2, n, figsize=(1.35 * n + 0.3, 3.2))
-    for axis, view in zip(axes.T.flat, _views(image, color_config(strength, smallest_crop), 2 * n), strict=True):
-        draw_image(axis, view)
-    axes[0, 0].set_ylabel("view a")
-    axes[1, 0].set_ylabel("view b")
-    return result
+    """n pairs of views of one image uint8 (1, 3, H, W), with the same random numbers for every strength."""
+    views = _views(image, color_config(strength, smallest_crop), 2 * n)
+    return image_rows(title, [("view a", views[::2]), ("view b", views[1::2])], n, 1.35)[0]
 
 
 @figure
 def tensors(title: str, images: Tensor, parts: dict[str, Tensor], n: int = 8) -> Figure:
     """The first images of a batch (N, C, S, S) beside its matrices (N, …), drawn with the same rows."""
-    result, axes = _panels(title, 1, 1 + len(parts), figsize=(10.5, 3.8), width_ratios=[1.2, *([4] * len(parts))])
+    result, axes = panels(title, 1, 1 + len(parts), figsize=(10.5, 3.8), width_ratios=[1.2, *([4] * len(parts))])
     draw_image(axes[0], _strip(images[:n]))
     axes[0].set(ylabel=f"the first {n} pictures of the batch", title=f"xᵃ\n{tuple(images.shape)}")
     for axis, (name, matrix) in zip(axes[1:], parts.items(), strict=True):
@@ -105,23 +93,23 @@ def similarity(title: str, cosines: Tensor, images: Tensor | None = None, what: 
 
 def _cosines(axis: plt.Axes, cosines: Tensor, names: Sequence[str]) -> None:
     """A (2M, 2M) matrix of cosines and their numbers, with its positives outlined, without its diagonal."""
-    size = len(cosines)
-    shown = np.ma.masked_array(cosines.detach().numpy(), np.eye(size, dtype=bool))
-    drawn = axis.imshow(shown, cmap="RdBu_r", vmin=-1, vmax=1)
+    m, legend = len(cosines) // 2, {"label": "cosine (outlined: positives; grey: with itself)", "shrink": 0.85}
+    sns.heatmap(
+        cosines.detach(), mask=np.eye(2 * m, dtype=bool), vmin=-1, vmax=1, cmap="RdBu_r", annot=True, fmt=".2f",
+        annot_kws={"fontsize": 8}, cbar_kws=legend, square=True, xticklabels=names, yticklabels=names, ax=axis,
+    )  # fmt: skip
+    axis.set_facecolor("0.85")
     axis.grid(False)
-    axis.set(facecolor="0.85", xticks=range(size), xticklabels=names, yticks=range(size), yticklabels=names)
-    for i in range(size):
-        axis.add_patch(Rectangle(((i + size // 2) % size - 0.5, i - 0.5), 1, 1, fill=False, ec="black", lw=2))
-    for (i, k), s in np.ma.ndenumerate(shown):
-        axis.text(k, i, f"{s:.2f}", ha="center", va="center", fontsize=8, color="white" if abs(s) > 0.65 else "black")
-    axis.figure.colorbar(drawn, ax=axis, label="cosine (outlined: positives; grey: with itself)", shrink=0.85)
+    axis.tick_params(axis="y", rotation=0)
+    for i in range(2 * m):
+        axis.add_patch(Rectangle(((i + m) % (2 * m), i), 1, 1, fill=False, ec="black", lw=2))
 
 
 @figure
 def circle(title: str, z_a: Tensor, z_b: Tensor) -> Figure:
     """N pairs of unit vectors (N, 2) on the circle, beside the cosines of all 2N."""
     rows = torch.cat((z_a, z_b))
-    result, axes = _panels(title, 1, 2, figsize=(10, 4.5), width_ratios=[1, 1.25])
+    result, axes = panels(title, 1, 2, figsize=(10, 4.5), width_ratios=[1, 1.25])
     axes[0].add_patch(Circle((0, 0), 1, fill=False, ec="0.8", lw=1))
     for i, (a, b) in enumerate(zip(z_a, z_b, strict=True)):
         axes[0].plot(*torch.stack((a, b)).T, color=COLORS[i], lw=3, alpha=0.6)
@@ -137,7 +125,7 @@ def circle(title: str, z_a: Tensor, z_b: Tensor) -> Figure:
 def share(title: str, cosines: Tensor, i: int, temperatures: Sequence[float]) -> Figure:
     """Row i of (2M, 2M) cosines: exp(s/τ) of each other row as a share of their sum, one panel per temperature."""
     n = len(temperatures)
-    result, axes = _panels(title, 1, n, figsize=(1.5 + 3.2 * n, 3.3), sharey=True, squeeze=False)
+    result, axes = panels(title, 1, n, figsize=(1.5 + 3.2 * n, 3.3), sharey=True, squeeze=False)
     for axis, temperature in zip(axes[0], temperatures, strict=True):
         loss = _row(axis, cosines, i, temperature)
         axis.set(ylim=(0, 1), title=f"τ = {temperature:g}: ℓ = {loss:.3f}")
@@ -158,7 +146,7 @@ def temperature(title: str, cosines: Tensor, i: int, temperature: float) -> Figu
 
 
 def _row(axis: plt.Axes, cosines: Tensor, i: int, temperature: float, pull: bool = False) -> float:
-    """Draw each other row's share of exp(s/τ), or the pull -∂ℓ/∂s on its cosine; returns ℓ of row i."""
+    """Draw, for each other row, its share of exp(s/τ), or the pull -∂ℓ/∂s on its cosine. Returns ℓ of row i."""
     m, others = len(cosines) // 2, [j for j in range(len(cosines)) if j != i]
     positive = torch.tensor(others) == (i + m) % (2 * m)
     share = (cosines[i, others] / temperature).softmax(0)
@@ -174,7 +162,7 @@ def _row(axis: plt.Axes, cosines: Tensor, i: int, temperature: float, pull: bool
 def rows_and_columns(title: str, images: Tensor, y: Tensor) -> Figure:
     """One matrix Y (N, M) twice: read by rows, an image's assignment; read by columns, a cluster's images."""
     n, m = y.shape
-    result, axes = _panels(title, 1, 4, figsize=(9, 5), width_ratios=[0.5, 3, 0.5, 3])
+    result, axes = panels(title, 1, 4, figsize=(9, 5), width_ratios=[0.5, 3, 0.5, 3])
     for left, axis in ((axes[0], axes[1]), (axes[2], axes[3])):
         draw_image(left, _strip(images))
         left.set_aspect("auto")
@@ -192,8 +180,8 @@ def rows_and_columns(title: str, images: Tensor, y: Tensor) -> Figure:
 
 @figure
 def shares(title: str, cases: dict[str, Tensor]) -> Figure:
-    """Mean assignments P (M,) as bars, with their entropy and what it lacks to log M."""
-    result, axes = _panels(title, 1, len(cases), figsize=(3.1 * len(cases), 2.9), sharey=True)
+    """Mean assignments P (M,) as bars, with their entropy H and log M - H."""
+    result, axes = panels(title, 1, len(cases), figsize=(3.1 * len(cases), 2.9), sharey=True)
     for axis, (name, p) in zip(axes, cases.items(), strict=True):
         m, h = len(p), torch.special.entr(p).sum().item()
         axis.bar(range(m), p.tolist(), color=COLORS[2])
@@ -205,17 +193,16 @@ def shares(title: str, cases: dict[str, Tensor]) -> Figure:
 
 @figure
 def entropy(title: str, trials: Sequence[dict[str, Any]]) -> Figure:
-    """Images per cluster, sorted, and entropy by epoch, of `demos.entropy_trials`: with the term and without."""
+    """Images per cluster, sorted, and entropy by epoch of `demos.entropy_trials`, with the entropy term and without."""
     heads = list(dict.fromkeys(t["heads"] for t in trials))
-    result, axes = _panels(title, 2, len(heads), figsize=(9.6, 5.6), sharey="row")
-    for t in trials:
-        top, bottom = axes[:, heads.index(t["heads"])]
-        color = COLORS[2] if t["entropy_weight"] else COLORS[1]
-        top.plot(np.arange(len(t["counts"])) + 1, t["counts"], "o-", color=color, ms=5)
-        bottom.plot(np.arange(len(t["entropy"])) + 1, t["entropy"], ".-", color=color)
+    result, axes = panels(title, 2, len(heads), figsize=(9.6, 5.6), sharey="row")
     for (top, bottom), name in zip(axes.T, heads, strict=True):
-        top.axhline(trials[0]["counts"].mean(), color="0.5", ls="--", lw=1)
-        bottom.axhline(np.log(len(trials[0]["counts"])), color="0.5", ls="--", lw=1)
+        for t in (t for t in trials if t["heads"] == name):
+            color, sizes = COLORS[2] if t["entropy_weight"] else COLORS[1], t["counts"]
+            top.plot(range(1, len(sizes) + 1), sizes, "o-", color=color, ms=5)
+            bottom.plot(range(1, len(t["entropy"]) + 1), t["entropy"], ".-", color=color)
+        top.axhline(sizes.mean(), color="0.5", ls="--", lw=1)
+        bottom.axhline(np.log(len(sizes)), color="0.5", ls="--", lw=1)
         top.set(title=name, xlabel="cluster, the largest first (dashed: all equal)", xticks=range(1, 11))
         bottom.set_xlabel("epoch (dashed: log M)")
         bottom.locator_params("x", integer=True)
@@ -227,44 +214,36 @@ def entropy(title: str, trials: Sequence[dict[str, Any]]) -> Figure:
 
 @figure
 def losses(title: str, history: Sequence[dict[str, float]], n: int, m: int) -> Figure:
-    """Both losses and the cosines of both heads' pairs by epoch; dashed: what a network that knows nothing has."""
+    """Both losses and the cosines of both heads' pairs by epoch; dashed: the losses if all vectors are alike."""
     table = pd.DataFrame(history).set_index("epoch").rename(columns=lambda name: name.replace("_", " "))
-    result, axes = _panels(title, 1, 3, figsize=(10.5, 3.1))
-    for name, count, color in (("instance loss", n, COLORS[0]), ("cluster loss", m, COLORS[2])):
-        axes[0].plot(table[name], color=color, label=name)
+    result, axes = panels(title, 1, 3, figsize=(10.5, 3.1))
+    colors = [COLORS[0], COLORS[2]]
+    table[["instance loss", "cluster loss"]].plot(ax=axes[0], color=colors, ylabel="loss (dashed: all alike)")
+    for count, color in zip((n, m), colors, strict=True):
         axes[0].axhline(np.log(2 * count - 1), color=color, ls="--", lw=1)
-    axes[0].set(xlabel="epoch", ylabel="loss (dashed: all alike)", ylim=(0, None))
+    axes[0].set_ylim(0, None)
     for axis, head in zip(axes[1:], ("instance", "cluster"), strict=True):
-        for color, kind in ((POSITIVE, "positive"), (NEGATIVE, "negative")):
-            axis.plot(table[f"{head} {kind}"], color=color, label=f"{kind} pairs")
-        axis.set(xlabel="epoch", ylabel=f"mean cosine, {head} head", ylim=(-0.2, 1.02))
+        pairs = table[[f"{head} positive", f"{head} negative"]].set_axis(["positive pairs", "negative pairs"], axis=1)
+        pairs.plot(ax=axis, color=[POSITIVE, NEGATIVE], ylim=(-0.2, 1.02), ylabel=f"mean cosine, {head} head")
     for axis in axes:
         axis.locator_params("x", integer=True)
-        axis.legend(fontsize=8)
     return result
 
 
 @figure
 def epochs(title: str, maps: Sequence[dict[str, Any]]) -> Figure:
-    """The same images after several epochs in one embedding, coloured by cluster; last, by class."""
-    panels = [(f"epoch {m['epoch']}", m, "cluster") for m in maps]
-    panels += [("the classes, not seen in training", maps[-1], "label")]
-    columns = (len(panels) + 1) // 2
-    result, axes = _panels(title, 2, columns, figsize=(3.4 * columns, 6.6), sharex=True, sharey=True)
-    plt.setp(axes.flat[len(panels) :], visible=False)
-    for axis, (name, points, by) in zip(axes.flat, panels, strict=False):
-        axis.scatter(points["x"], points["y"], c=points[by], cmap="tab10", vmin=-0.5, vmax=9.5, s=8, lw=0)
-        axis.set(title=name, xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[])
-        axis.label_outer()
-    for kind, x, y in pd.DataFrame(maps[-1]).groupby("label")[["x", "y"]].median().itertuples():
-        axis.text(x, y, str(kind), ha="center", va="center", weight="bold", bbox={"fc": "w", "ec": "0.6", "pad": 1.5})
+    """The same images after several epochs in one embedding, coloured by cluster. The last panel: coloured by class."""
+    result, axes = grid(title, len(maps) + 1, -(-(len(maps) + 1) // 2), (3.4, 3.3), sharex=True, sharey=True)
+    for axis, points in zip(axes, maps, strict=False):
+        draw_map(axis, points, "cluster", f"epoch {points['epoch']}", 10)
+    draw_map(axes[-1], maps[-1], "label", "the classes, not seen in training", 10, range(10))
     return result
 
 
 @figure
 def matching(title: str, counts: np.ndarray, clusters: np.ndarray, names: Sequence[str]) -> Figure:
-    """Images by class and cluster (classes, clusters), before and after each class's cluster is put under it."""
-    result, axes = _panels(title, 1, 2, figsize=(10.5, 4.6))
+    """Images by class and cluster (classes, clusters): as they came, and with each cluster in its class's column."""
+    result, axes = panels(title, 1, 2, figsize=(10.5, 4.6))
     table = pd.DataFrame(counts, pd.Index(names, name="class")).rename_axis(columns="cluster")
     for axis, shown, name in zip(axes, (table, table[clusters]), ("as they came", "matched"), strict=True):
         sns.heatmap(shown, annot=True, fmt="d", cmap="Blues", cbar=False, ax=axis, annot_kws={"fontsize": 8})
@@ -277,16 +256,15 @@ def matching(title: str, counts: np.ndarray, clusters: np.ndarray, names: Sequen
 
 @figure
 def examples(title: str, data: ImageSet, clustering: Clustering, classes: np.ndarray, n: int = 12) -> Figure:
-    """The surest right images, the surest wrong ones, and the least sure; classes: (M,) the class of each cluster."""
+    """The most confident right and wrong images, and the least confident ones; classes: (M,) of each cluster."""
     named = classes[clustering.labels_pred]
     sure, right = np.argsort(-clustering.confidence, kind="stable"), named == data.labels
     kinds = {"surest, right": sure[right[sure]], "surest, wrong": sure[~right[sure]], "least sure": sure[::-1]}
-    result, axes = _panels(title, 3, n, figsize=(0.85 * n + 1, 4.1))
-    for row, (name, numbers) in zip(axes, kinds.items(), strict=True):
-        plt.setp(row[len(numbers) :], visible=False)
+    rows = [(name, data.images[numbers[:n]] / 255) for name, numbers in kinds.items()]
+    result, axes = image_rows(title, rows, n, 0.85)
+    result.set_figheight(4.1)
+    for row, numbers in zip(axes, kinds.values(), strict=True):
         for axis, number in zip(row, numbers, strict=False):
-            draw_image(axis, data.images[number] / 255)
             heading = f"{data.labels[number]} → {named[number]}\n{clustering.confidence[number]:.2f}"
             axis.set_title(heading, fontsize=9, color="black" if right[number] else POSITIVE)
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return result

@@ -1,4 +1,4 @@
-"""A figure with sliders in a live notebook, and the same figure as an image wherever nobody can move them."""
+"""A figure with sliders in a live notebook, and the same figure as an image where no kernel runs."""
 
 import io
 from base64 import b64encode
@@ -9,11 +9,11 @@ import ipywidgets as widgets
 from matplotlib.figure import Figure
 
 
-class Sliders:
-    """Sliders, each (smallest, largest, step, start), above the figure that ``draw`` makes of arguments and of them."""
+class Sliders(widgets.VBox):
+    """Sliders, each (smallest, largest, step, start), above the figure that ``draw`` makes of arguments and sliders."""
 
     def __init__(self, draw: Callable[..., Figure], *arguments: Any, **ranges: tuple[float, float, float, float]):
-        self.draw, self.arguments = draw, arguments
+        self.draw, self.arguments, self.image = draw, arguments, widgets.Image(format="png")
         self.controls = {
             name: widgets.FloatSlider(
                 value=start, min=low, max=high, step=step, description=name.replace("_", " "), continuous_update=False,
@@ -21,8 +21,7 @@ class Sliders:
             )
             for name, (low, high, step, start) in ranges.items()
         }  # fmt: skip
-        self.image = widgets.Image(format="png")
-        self.box = widgets.VBox([*self.controls.values(), self.image])
+        super().__init__([*self.controls.values(), self.image])
         self._redraw()
         for control in self.controls.values():
             control.observe(self._redraw, names="value")
@@ -34,5 +33,5 @@ class Sliders:
         self.image.value = buffer.getvalue()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
-        live = self.box._repr_mimebundle_(**kwargs)
+        live = super()._repr_mimebundle_(**kwargs)
         return {**live, "image/png": b64encode(self.image.value).decode(), "text/plain": "figure with sliders"}

@@ -1,7 +1,7 @@
-"""The paper's claims, each with the runs it needs and a test on run records: it holds, it fails, or too few runs say.
+"""The paper's claims, each with the runs that it needs and a test on their records: holds, fails or not enough runs.
 
-A claim is about the paper's data sets under its own settings; what other data or other settings say of it is shown
-beside that verdict and never replaces it.
+A claim is about the paper's data sets under the paper's settings. What other data or other settings say of it is shown
+below that verdict and never replaces it.
 """
 
 import itertools
@@ -14,7 +14,7 @@ import pandas as pd
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.recipes import RECIPES
-from ccrepro.reproduce.records import Record, departs, reported
+from ccrepro.reproduce.records import Record, departs, printed
 from ccrepro.reproduce.tables import counted
 
 HOLDS, FAILS, OPEN = "holds", "fails", "not enough runs"
@@ -28,24 +28,26 @@ RULE = (
 
 
 class Finding(NamedTuple):
-    """What the runs of one data set say of a claim: the verdict, and the numbers it rests on."""
+    """What the runs of one data set say of a claim: the verdict, and the numbers that it rests on."""
 
     verdict: str
     numbers: str
 
 
-class Claim(NamedTuple):
-    """A claim: name, sentence, where the paper makes it, for which data sets, the variants needed, and its test on
-    the records of one data set and preset. ``table`` names the table or notebook it stands under; ``backbone`` is
-    the one that ``cc`` must have, where the claim is about that."""
+Test = Callable[[list[Record]], Finding]
 
-    id: str
+
+class Claim(NamedTuple):
+    """A claim: its sentence, where the paper makes it, the table or notebook that shows it, its test on the records of
+    one data set and preset, the paper's data sets that it is about, the variants that the test needs, and the backbone
+    that ``cc`` must have ("" for any)."""
+
     sentence: str
     where: str
-    datasets: tuple[str, ...]
-    needs: tuple[str, ...]
-    test: Callable[[list[Record]], Finding]
     table: str
+    test: Test
+    datasets: tuple[str, ...]
+    needs: tuple[str, ...] = ("cc",)
     backbone: str = ""
 
 
@@ -56,13 +58,13 @@ def compare(high: Sequence[float], low: Sequence[float] | float) -> str:
         return OPEN
     error = math.sqrt(high.var(ddof=1) / len(high) + (low.var(ddof=1) / len(low) if low.ndim else 0))
     difference = high.mean() - low.mean()
-    if abs(difference) <= 2 * error + 1e-12:  # equal numbers are not told apart by their last bit
+    if abs(difference) <= 2 * error + 1e-12:  # 1e-12: the last bits of equal numbers may differ
         return OPEN
     return HOLDS if difference > 0 else FAILS
 
 
 def combine(verdicts: Sequence[str]) -> str:
-    """Of several parts: fails where one fails, holds where all hold."""
+    """The verdict on several parts: it fails if one fails, and holds if all hold."""
     return FAILS if FAILS in verdicts else HOLDS if verdicts and set(verdicts) == {HOLDS} else OPEN
 
 
@@ -71,28 +73,20 @@ def acc(records: list[Record], variant: str) -> np.ndarray:
     return np.array([r["scores"]["acc"] for r in records if r["variant"] == variant])
 
 
-def _told(verdict: str, parts: dict[str, np.ndarray]) -> Finding:
-    """The numbers in words, and why there is no verdict if there is none."""
+def _finding(verdict: str, numbers: dict[str, np.ndarray]) -> Finding:
+    """A verdict with its numbers in words, and the reason where there is no verdict."""
     why = ""
     if verdict == OPEN:
-        why = "; not told apart" if all(len(values) > 1 for values in parts.values()) else "; fewer than two seeds"
-    return Finding(verdict, ", ".join(f"{name} {counted(values)}" for name, values in parts.items()) + why)
+        why = "; not told apart" if all(len(values) > 1 for values in numbers.values()) else "; fewer than two seeds"
+    return Finding(verdict, ", ".join(f"{name} {counted(values)}" for name, values in numbers.items()) + why)
 
 
-def chain(*variants: str) -> Callable[[list[Record]], Finding]:
-    """A test: each variant's ACC is above the next one's."""
-    return _above(variants, [*itertools.pairwise(variants)])
+def above(*pairs: tuple[str, str]) -> Test:
+    """A test: in each pair of variants, the first one's ACC is above the second one's."""
 
-
-def above_all(high: str, *lows: str) -> Callable[[list[Record]], Finding]:
-    """A test: a variant's ACC is above that of each of the others."""
-    return _above((high, *lows), [(high, low) for low in lows])
-
-
-def _above(variants: Sequence[str], steps: Sequence[tuple[str, str]]) -> Callable[[list[Record]], Finding]:
     def test(records: list[Record]) -> Finding:
-        parts = {v: acc(records, v) for v in variants}
-        return _told(combine([compare(parts[high], parts[low]) for high, low in steps]), parts)
+        accs = {variant: acc(records, variant) for variant in dict.fromkeys(itertools.chain(*pairs))}
+        return _finding(combine([compare(accs[high], accs[low]) for high, low in pairs]), accs)
 
     return test
 
@@ -101,118 +95,86 @@ CLASSICAL = ("kmeans-pixels", "spectral-pixels", "agglomerative-pixels", "nmf-pi
 
 
 def above_reported(records: list[Record]) -> Finding:
-    """CC's ACC is above the best that the paper prints for the 17 others, and above the baselines that we ran; on
-    data for which the paper prints nothing, above the classical four alone."""
-    title, own = DATASETS[records[0]["dataset"]].title, acc(records, "cc")
-    paper = reported()
-    rows = paper[(paper.table == "2") & (paper.dataset == title) & (paper.metric == "ACC") & (paper.method != "CC")]
-    printed = pd.to_numeric(rows.set_index("method")["value"]).dropna()
-    lows = {name: values for name in CLASSICAL if len(values := acc(records, name)) or printed.empty}
-    found = _told(combine([compare(own, low) for low in (*lows.values(), *printed)]), {"cc": own, **lows})
-    rival = "four classical methods only" if printed.empty else f"{printed.idxmax()}, reported {printed.max()}"
+    """CC's ACC is above the best that the paper prints for the 17 others, and above the baselines that we ran. On data
+    for which the paper prints nothing, it is above all four classical methods."""
+    own, paper = acc(records, "cc"), printed("2", "acc").drop("CC")
+    others = pd.to_numeric(paper.get(DATASETS[records[0]["dataset"]].title, pd.Series(dtype=float))).dropna()
+    lows = {name: values for name in CLASSICAL if len(values := acc(records, name)) or others.empty}
+    found = _finding(combine([compare(own, low) for low in (*lows.values(), *others)]), {"cc": own, **lows})
+    rival = "four classical methods only" if others.empty else f"{others.idxmax()}, reported {others.max()}"
     return found._replace(numbers=f"against {rival}: {found.numbers}")
 
 
-def grows(values: dict[str, Callable[[Record], Sequence[float]]]) -> Callable[[list[Record]], Finding]:
-    """A test: in the full method's runs each number (by name, a value per epoch) is larger at the end than at the
-    start, run by run."""
+def grows(by_epoch: Callable[[Record], dict[str, Sequence[float]]]) -> Test:
+    """A test: each of the numbers that ``by_epoch`` finds in a run is larger at its end than at its start."""
 
     def test(records: list[Record]) -> Finding:
-        own, parts, verdicts = [r for r in records if r["variant"] == "cc" and r["history"]], {}, []
-        for name, value in values.items():
-            ends = np.array([np.asarray(value(r))[[0, -1]] for r in own]).reshape(-1, 2)
-            verdicts.append(compare(ends[:, 1] - ends[:, 0], 0.0))
-            parts |= {f"{name} first": ends[:, 0], f"{name} last": ends[:, 1]}
-        return _told(combine(verdicts), parts)
+        runs, numbers, verdicts = [by_epoch(r) for r in records], {}, []
+        for name in runs[0]:
+            first, last = np.array([(run[name][0], run[name][-1]) for run in runs]).T
+            verdicts.append(compare(last - first, 0.0))
+            numbers |= {f"{name} first": first, f"{name} last": last}
+        return _finding(combine(verdicts), numbers)
 
     return test
 
 
-def nmi(record: Record) -> list[float]:
-    """NMI from before the first step to after the last epoch."""
-    return [at["scores"]["nmi"] for at in record["evolution"]]
-
-
-def gap(head: str) -> Callable[[Record], np.ndarray]:
-    """By how much the positive pairs of a head are more alike than its negative ones, by epoch."""
-    return lambda record: np.subtract(record["history"][f"{head}_positive"], record["history"][f"{head}_negative"])
+def gaps(record: Record) -> dict[str, np.ndarray]:
+    """For each head, by how much its positive pairs are more alike than its negative ones, by epoch."""
+    history, heads = record["history"], ("instance", "cluster")
+    return {f"gap of the {h} head": np.subtract(history[f"{h}_positive"], history[f"{h}_negative"]) for h in heads}
 
 
 def streaming(records: list[Record]) -> Finding:
-    """Every image's assignment is the same, alone or in a batch, in all runs whose stream was measured."""
-    measured = [r["streaming"] for r in records if r["variant"] == "cc" and "streaming" in r]
-    same = np.array([min(one["assign"]["same"]) for one in measured])
+    """In all runs whose stream was measured, each image gets the same cluster alone and in a batch."""
+    same = np.array([min(r["streaming"]["assign"]["same"]) for r in records if "streaming" in r])
     verdict = OPEN if len(same) < 2 else HOLDS if same.min() == 1 else FAILS
     return Finding(verdict, f"share of equal assignments at batch sizes from 1: {counted(same)}")
 
 
-ABLATED = ("cifar10", "imagenet10")
-GAPS = {f"gap of the {head} head": gap(head) for head in ("instance", "cluster")}
+ALL, ABLATED, LARGE = tuple(RECIPES["paper"]), ("cifar10", "imagenet10"), ("imagenet10",)
 CLAIMS = (
-    Claim(
-        "best", "CC is above all 17 other methods", "Table 2", tuple(RECIPES["paper"]), ("cc", *CLASSICAL),
-        above_reported, "main_results",
-    ),
-    Claim(
-        "views", "Two augmented views are above one, and one is above none", "Table 3", ABLATED,
-        ("cc", "views-one", "views-none"), chain("cc", "views-one", "views-none"), "augmentation",
-    ),
-    Claim(
-        "heads", "Both heads together are above each alone", "Table 4", ABLATED,
-        ("cc", "instance-only", "cluster-only"), above_all("cc", "instance-only", "cluster-only"), "heads",
-    ),
-    Claim(
-        "decoupled", "Two decoupled heads are above one shared head", "text, no table", ABLATED,
-        ("cc", "shared-head"), chain("cc", "shared-head"), "heads",
-    ),
-    Claim(
-        "entropy", "The entropy term is needed: without it assignments may collapse", "text, no table", ABLATED,
-        ("cc", "no-entropy"), chain("cc", "no-entropy"), "heads",
-    ),
-    Claim(
-        "backbone", "ResNet34 is above ResNet18", "Table 5", ("cifar10",), ("cc", "resnet18"),
-        chain("cc", "resnet18"), "backbones", "resnet34",
-    ),
-    Claim(
-        "pairs", "Positive pairs part from negative pairs in both spaces as training goes on", "Fig. 3",
-        ("imagenet10",), ("cc",), grows(GAPS), "evolution",
-    ),
-    Claim(
-        "sharpens", "The cluster assignment gets better over the epochs", "Fig. 4", ("imagenet10",), ("cc",),
-        grows({"NMI": nmi}), "evolution",
-    ),
-    Claim(
-        "streaming", "An image's cluster does not depend on the images it comes with", "§3.4", tuple(RECIPES["paper"]),
-        ("cc",), streaming, "streaming",
-    ),
+    Claim("CC is above all 17 other methods", "Table 2", "main_results", above_reported, ALL, ("cc", *CLASSICAL)),
+    Claim("Two augmented views are above one, and one is above none", "Table 3", "augmentation",
+          above(("cc", "views-one"), ("views-one", "views-none")), ABLATED, ("cc", "views-one", "views-none")),
+    Claim("Both heads together are above each alone", "Table 4", "heads",
+          above(("cc", "instance-only"), ("cc", "cluster-only")), ABLATED, ("cc", "instance-only", "cluster-only")),
+    Claim("Two decoupled heads are above one shared head", "text, no table", "heads",
+          above(("cc", "shared-head")), ABLATED, ("cc", "shared-head")),
+    Claim("The entropy term is needed: without it assignments may collapse", "text, no table", "heads",
+          above(("cc", "no-entropy")), ABLATED, ("cc", "no-entropy")),
+    Claim("ResNet34 is above ResNet18", "Table 5", "backbones",
+          above(("cc", "resnet18")), ("cifar10",), ("cc", "resnet18"), "resnet34"),
+    Claim("Positive pairs part from negative pairs in both spaces as training goes on", "Fig. 3", "evolution",
+          grows(gaps), LARGE),
+    Claim("The cluster assignment gets better over the epochs", "Fig. 4", "evolution",
+          grows(lambda record: {"NMI": [at["scores"]["nmi"] for at in record["evolution"]]}), LARGE),
+    Claim("An image's cluster does not depend on the images it comes with", "§3.4", "streaming", streaming, ALL),
 )  # fmt: skip
 
 
 def findings(claim: Claim, records: list[Record]) -> dict[tuple[str, str, str], Finding]:
-    """What is found by preset, data set and departures from the recipe, wherever a needed run is there."""
+    """What the runs of each preset, data set and departure from the recipe say, wherever a needed run is there."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for r in records:
-        fits = r["variant"] != "cc" or claim.backbone in ("", r["config"]["backbone"])
-        if r["variant"] in claim.needs and fits:
+        if r["variant"] in claim.needs and (r["variant"] != "cc" or claim.backbone in ("", r["config"]["backbone"])):
             groups.setdefault((r["preset"], r["dataset"], departs(r)), []).append(r)
     return {key: claim.test(own) for key, own in groups.items()}
 
 
 def table(records: list[Record], about: str = "") -> pd.DataFrame:
-    """The claims (of one table or figure), each with its verdict for the paper's data sets under the paper's settings,
-    and in the rows below it what other runs say: claim, where, data, verdict, numbers."""
+    """The claims (of one table or figure): claim, where, data, verdict, numbers. Each has a row for the paper's data
+    sets under the paper's settings, and below it one for each other kind of run."""
     lines = []
-    for claim in CLAIMS:
-        if about in ("", claim.table):
-            found = findings(claim, records)
-            own = {d: found.pop(("paper", d, "")) for d in claim.datasets if ("paper", d, "") in found}
-            verdict = combine([own[d].verdict if d in own else OPEN for d in claim.datasets])
-            titles = [DATASETS[d].title for d in claim.datasets]
-            data = "all six of the paper" if len(titles) == 6 else ", ".join(titles)
-            numbers = "; ".join(f"{DATASETS[d].title}: {at.numbers}" for d, at in own.items()) or "–"
-            lines.append((claim.sentence, claim.where, data, verdict, numbers))
-            for (preset, dataset, departing), at in found.items():
-                beside = f"preset {preset}" if dataset in RECIPES["paper"] else "not of the paper"
-                beside += f", {departing}" if departing else ""
-                lines.append(("", "", f"{DATASETS[dataset].title} ({beside})", at.verdict, at.numbers))
+    for claim in (claim for claim in CLAIMS if about in ("", claim.table)):
+        found = findings(claim, records)
+        own = {DATASETS[d].title: found.pop(("paper", d, ""), None) for d in claim.datasets}
+        data = "all six of the paper" if len(own) == 6 else ", ".join(own)
+        verdict = combine([at.verdict if at else OPEN for at in own.values()])
+        numbers = "; ".join(f"{title}: {at.numbers}" for title, at in own.items() if at) or "–"
+        lines.append((claim.sentence, claim.where, data, verdict, numbers))
+        for (preset, dataset, departing), at in found.items():
+            kind = f"preset {preset}" if dataset in RECIPES["paper"] else "not of the paper"
+            kind += f", {departing}" if departing else ""
+            lines.append(("", "", f"{DATASETS[dataset].title} ({kind})", at.verdict, at.numbers))
     return pd.DataFrame(lines, columns=["claim", "where", "data", "verdict", "numbers"])

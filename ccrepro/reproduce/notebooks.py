@@ -1,25 +1,21 @@
-"""Run parameterized notebooks with papermill so that a half-made or misled run never counts.
+"""Run parameterized notebooks with papermill, so that a half-made or mistyped run never counts.
 
-papermill alone accepts unknown parameters, writes its output in place and calls a notebook that stopped early with
-``sys.exit(0)`` a success; here each of these is an error.
+papermill alone accepts unknown parameters and writes its output while it runs. Here the first is an error, raised by
+`check_injected` at the top of each notebook, and the output appears when the last cell has run.
 """
 
-import ast
 import base64
 import itertools
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ccrepro import errors
-from ccrepro.errors import CcreproError, ConfigError, Stopped, unknown
-from ccrepro.reproduce.pool import pass_on
+from ccrepro.errors import CcreproError, unknown
 from ccrepro.runtime import storage
-from ccrepro.runtime.signals import StopSignal
 
-START_SECONDS = 300  # for a kernel to start in; a second or two are usual
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
@@ -27,107 +23,51 @@ class NotebookError(CcreproError):
     """A notebook that did not run to its end."""
 
 
-class Job(NamedTuple):
-    """A notebook, where its executed copy goes, and its parameters."""
+def run(path: Path, output: Path, parameters: dict[str, Any]) -> Path:
+    """Execute a notebook into ``output``, which is written when the last cell has run, and returned. Prints what the
+    notebook prints.
 
-    path: Path
-    output: Path
-    parameters: dict[str, Any]
-
-
-def run(path: str | Path, output: str | Path, parameters: dict[str, Any]) -> Path:
-    """Execute a notebook into ``output``, written only when its last cell has run. Its prints go to our output.
-
-    Raises `ConfigError` for a parameter the notebook does not have, before anything runs; the package's own error
-    where a cell raised one; `NotebookError` otherwise, with the executed copy kept in ``runs/failed``.
+    Raises the package's own error where a cell raised one, and `NotebookError` for any other failure. The executed
+    copy of a notebook that failed is kept in ``runs/failed``.
     """
-    import nbformat  # late, as papermill below: two seconds that a notebook's kernel, which imports this, would wait
+    import nbformat  # late, as papermill: each kernel imports this module, and would wait two seconds for them
+    import papermill
+    from nbclient.exceptions import DeadKernelError
 
-    path, output = Path(path), Path(output)
-    check_parameters(path, parameters)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder, path.name)
         try:
-            _execute(path, scratch, parameters)
-        except CcreproError:
-            if scratch.exists():
-                kept = storage.ROOT / "runs" / "failed" / f"{output.parent.name}-{output.name}"
-                storage.atomic_write(kept, scratch.read_bytes())
-            raise
-        storage.atomic_write(output, nbformat.writes(_reproducible(nbformat.read(scratch, as_version=4))))
-    return output
-
-
-def _execute(path: Path, scratch: Path, parameters: dict[str, Any]) -> None:
-    import nbformat
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-    from papermill.exceptions import PapermillExecutionError
-
-    with StopSignal(then=lambda number: pass_on(number, "ipykernel")) as stop:
-        try:
             papermill.execute_notebook(
-                str(path), str(scratch), parameters, kernel_name="python3", cwd=str(storage.ROOT),
-                start_timeout=START_SECONDS, progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr,
-                extra_arguments=["--log-level=CRITICAL"],
+                path, scratch, parameters, kernel_name="python3", cwd=storage.ROOT, progress_bar=False,
+                stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"],
+                start_timeout=300,  # seconds: a kernel starts late on a busy machine
             )  # fmt: skip
-        except (PapermillExecutionError, RuntimeError) as error:
-            if isinstance(error, PapermillExecutionError):
-                found = _translated(error, path)
-            elif isinstance(error, DeadKernelError) or str(error).startswith("Kernel "):
-                found = NotebookError(f"The kernel of {path.name} died, perhaps for want of memory. Run it again.")
-            else:
-                raise
-            if stop.signal and not isinstance(found, Stopped):
-                raise stop.error(path.name, "") from error
-            raise found from error
-    cells = [c for c in nbformat.read(scratch, as_version=4).cells if c.cell_type == "code" and c.source.strip()]
-    skipped = sum(c.execution_count is None for c in cells)
-    if skipped:
-        raise NotebookError(f"{skipped} of {len(cells)} cells of {path.name} did not run. See its copy in runs/failed.")
-
-
-def check_parameters(path: str | Path, parameters: dict[str, Any]) -> None:
-    """Raise `ConfigError` unless the notebook is there and has a parameters cell with all these names."""
-    import papermill
-
-    if not Path(path).exists():
-        raise ConfigError(f"There is no notebook {path}. See notebooks/.")
-    known = papermill.inspect_notebook(str(path))
-    if not known:
-        raise ConfigError(f"{path} has no parameters. Tag one cell 'parameters'.")
-    check_names(parameters, known)
-    for name, value in parameters.items():
-        default = ast.literal_eval(known[name]["default"])
-        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
-            raise ConfigError(f"{name} is {value!r}. It must be of the kind of {default!r}.")
-
-
-def check_names(names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise `ConfigError` for the first name that is not known."""
-    for name in names:
-        if name not in known:
-            raise unknown("parameter", name, known)
+        except (papermill.PapermillExecutionError, DeadKernelError) as error:
+            kept = storage.ROOT / "runs" / "failed" / f"{output.parent.name}-{output.name}"
+            storage.atomic_write(kept, scratch.read_bytes())
+            if isinstance(error, DeadKernelError):
+                raise NotebookError(f"The kernel of {path.name} died. Free some memory and run it again.") from error
+            raise _translated(error, path) from error
+        return storage.atomic_write(output, nbformat.writes(_reproducible(nbformat.read(scratch, as_version=4))))
 
 
 def check_injected(cells: Sequence[str]) -> None:
-    """For the top of a notebook: refuse what papermill, called by hand, injected under an unknown name.
+    """For the top of a notebook: raise `ConfigError` for a parameter that it does not have.
 
     cells: the sources run so far (IPython's ``In``). papermill puts its cell, which begins with the comment
-    "# Parameters", right after the one that holds the known names.
+    "# Parameters", right after the cell that assigns the defaults.
     """
     for defaults, source in itertools.pairwise(cells):
         if source.startswith("# Parameters\n"):
-            check_names(_assigned(source), _assigned(defaults))
-
-
-def _assigned(source: str) -> list[str]:
-    lines = [line for line in ast.parse(source).body if isinstance(line, ast.Assign)]
-    return [target.id for line in lines for target in line.targets]
+            exec(defaults, {}, known := {})
+            exec(source, {}, given := {})
+            for name in given:
+                if name not in known:
+                    raise unknown("parameter", name, known)
 
 
 def _translated(error: Any, path: Path) -> CcreproError:
-    """The package's own error with its own text where a cell raised one; otherwise where to look."""
+    """The package's own error where a cell raised one; otherwise an error that says where to look."""
     kind = getattr(errors, error.ename, None)
     if isinstance(kind, type) and issubclass(kind, CcreproError):
         return kind(error.evalue)
@@ -136,7 +76,7 @@ def _translated(error: Any, path: Path) -> CcreproError:
 
 
 def _reproducible(notebook: Any) -> Any:
-    """Without times, machine, random ids and dead widgets, figures small: two equal runs give equal files."""
+    """The notebook without times, machine, random ids and widgets, with small figures: equal runs give equal files."""
     from ccrepro.figure_style import small_png  # late: matplotlib
 
     notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {}), "language_info": {"name": "python"}}
@@ -144,8 +84,7 @@ def _reproducible(notebook: Any) -> Any:
         cell.id = f"cell-{number}"
         cell.metadata = {"tags": cell.metadata.get("tags", [])}
         for data in (output.get("data", {}) for output in cell.get("outputs", ())):
-            data.pop(WIDGET, None)  # a view of what died with the kernel; its picture stays
+            data.pop(WIDGET, None)  # it needs the kernel; the image of it stays
             if "image/png" in data:
-                png = small_png(base64.b64decode(data["image/png"]))
-                data["image/png"] = base64.b64encode(png).decode()
+                data["image/png"] = base64.b64encode(small_png(base64.b64decode(data["image/png"]))).decode()
     return notebook

@@ -1,6 +1,5 @@
-"""Several jobs at once, each in a process of its own, and on a GPU of its own where there are some."""
+"""Several jobs at once, each in its own process, and on its own GPU where there are GPUs."""
 
-import contextlib
 import itertools
 import multiprocessing
 import os
@@ -20,40 +19,36 @@ def run_all(
     gpus: Sequence[str] = (),
     done: Callable[[int], None] = lambda number: None,
 ) -> None:
-    """Call the function with the arguments of each job, ``at_once`` at a time. The processes stay for the next jobs.
+    """Call the function with the arguments of each job, ``at_once`` at a time. Later jobs reuse the processes.
 
-    ``done`` is called with how many are through. The first error ends all once the others under way are through; a
-    signal is passed on to all. Raises what the function does.
+    ``done`` is called with the number of finished jobs. After the first error no further job starts, and those that
+    run are awaited. A signal is passed on to all processes. Raises what the function raises.
     """
     spawn = multiprocessing.get_context("spawn")
     free = spawn.Queue()
     for number in range(at_once):
         free.put(gpus[number % len(gpus)] if gpus else None)
-    with (
-        ProcessPoolExecutor(at_once, spawn, _begin, (free,)) as pool,
-        StopSignal(then=lambda number: pass_on(number, "multiprocessing")) as stop,
-    ):
-        waiting = iter(jobs)
+    with ProcessPoolExecutor(at_once, spawn, _begin, (free,)) as pool, StopSignal(then=_pass_on) as stop:
+        waiting, number = iter(jobs), itertools.count(1)
         running = {pool.submit(function, *job) for job in itertools.islice(waiting, at_once)}
-        number = itertools.count(1)
         try:
-            while running:  # no more are handed over than can run: what the pool has taken it would not give back
-                through, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in through:
+            while running:  # submit no more than can run: the pool would start the others even after an error
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
                     future.result()
                     done(next(number))
-                running |= {pool.submit(function, *job) for job in itertools.islice(waiting, len(through))}
+                running |= {pool.submit(function, *job) for job in itertools.islice(waiting, len(finished))}
         except BaseException as error:
             pool.shutdown()
             if stop.signal:
-                raise stop.error("reproduce", "What was under way is saved. ") from error
+                raise stop.error("reproduce", "Runs that had begun are saved. ") from error
             if isinstance(error, BrokenProcessPool):
-                raise CcreproError("A process was killed, perhaps for want of memory. Run it again.") from error
+                raise CcreproError("A process was killed, perhaps as memory was full. Run it again.") from error
             raise
 
 
 def _begin(free: Any) -> None:
-    """A worker: out of the terminal's reach, so that Ctrl-C comes once, from the parent; on a GPU of its own."""
+    """Prepare a worker: Ctrl-C reaches it from its parent only, not from the terminal too, and it sees one GPU."""
     os.setsid()
     end_with_parent()
     gpu = free.get()
@@ -61,11 +56,7 @@ def _begin(free: Any) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu
 
 
-def pass_on(number: int, whom: str) -> None:
-    """Tell the processes that we started of a signal: training finishes its step and saves, anything else ends."""
-    import psutil
-
-    for child in psutil.Process().children(recursive=whom == "ipykernel"):
-        with contextlib.suppress(psutil.Error):
-            if any(whom in argument for argument in child.cmdline()):
-                child.send_signal(number)
+def _pass_on(number: int) -> None:
+    """Send a signal to the workers: a training finishes its step and saves, anything else ends."""
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, number)

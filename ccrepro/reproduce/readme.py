@@ -8,38 +8,43 @@ from ccrepro.reproduce import claims, notebooks, plan, pool, records, tables
 from ccrepro.reproduce.records import Record, as_runs, load_records, provenance
 from ccrepro.reproduce.tables import TABLES, as_markdown
 from ccrepro.runtime import storage
+from ccrepro.runtime.device import at_once
 
 LESSONS = ("01_method", "01_method.ko")
 BEGIN, END = "<!-- results: made by `make publish`, do not edit -->", "<!-- end of results -->"
 
 
-def publish(at_once: int, lessons: bool = False, runs_dir: str = "runs", data_dir: str = "") -> None:
-    """Copy the records of finished runs below ``results/``, execute the report notebooks on them, and with ``lessons``
-    also the lesson, and write the results into README.md and results/README.md.
+def publish(*, lessons: bool = False, jobs: int = 0, runs_dir: str = "runs", data_dir: str = "") -> None:
+    """For the maintainers: put what was run into results/ and README.md.
 
-    Raises `ConfigError`, before anything is written, for
-    a record that was not made by committed code.
+    Copies the records of finished runs, executes the report notebooks, and writes the README's results. Raises
+    `ConfigError`, before anything is written, for a record that was not made by committed code.
+
+    Args:
+        lessons: Execute the lesson anew, too.
+        jobs: Notebooks at once; else one per GPU, or one per core.
+        runs_dir: Folder of runs.
+        data_dir: Folder of data sets; else $CCREPRO_DATA, else data/.
     """
-    found = {path: records.read(path) for path in sorted((storage.ROOT / runs_dir).glob("*/*/*/run.json"))}
-    own = {path: r for path, r in found.items() if r["preset"] in PRESETS}
-    for path, record in own.items():
-        if len(record["commit"]) != 40:
+    paths = [p for preset in PRESETS for p in sorted((storage.ROOT / runs_dir / preset).glob("*/*/run.json"))]
+    for path in paths:
+        if len(records.read(path)["commit"]) != 40:
             raise ConfigError(f"{path} was made by code that is not committed. Commit it, and run it again.")
-    for path in own:
+    for path in paths:
         plan.gather(path, "results", data_dir)
     for preset in records.presets():
-        plan.render(preset, at_once, "results", data_dir, anew=True)
+        plan.render(preset, at_once(jobs), "results", data_dir, anew=True)
     if lessons:
         here, there = storage.ROOT / "notebooks", storage.ROOT / "results/notebooks/demo"
-        jobs = [notebooks.Job(here / f"{name}.ipynb", there / f"{name}.ipynb", {}) for name in LESSONS]
-        pool.run_all(notebooks.run, jobs, at_once)
+        lesson = [(here / f"{name}.ipynb", there / f"{name}.ipynb", {}) for name in LESSONS]
+        pool.run_all(notebooks.run, lesson, at_once(jobs))
     readme = storage.ROOT / "README.md"
     storage.atomic_write(readme, with_results(readme.read_text()))
     storage.atomic_write(storage.ROOT / "results/README.md", index())
 
 
 def with_results(text: str, results_dir: str | Path = "results") -> str:
-    """The README's text with its results section made anew: Table 2 in ACC, as far as it was run by the recipes."""
+    """The README's text with a new results section: Table 2 in ACC, of the runs that follow the recipes."""
     parts = []
     for preset, every in _published(results_dir).items():
         runs = as_runs([r for r in every if not records.departs(r)])
@@ -50,8 +55,7 @@ def with_results(text: str, results_dir: str | Path = "results") -> str:
 
 
 def index(results_dir: str | Path = "results") -> str:
-    """``results/README.md``: every claim with its verdict, every table with its rows that were run, and where all of it
-    comes from."""
+    """``results/README.md``: every claim with its verdict, every table with its rows that were run, their origin."""
     of_preset = _published(results_dir)
     every = [r for own in of_preset.values() for r in own]
     parts = [f"# Results\n\nMade by `make publish`. [How to read this](../docs/results.md).\n\n## What holds\n\n"
@@ -63,8 +67,8 @@ def index(results_dir: str | Path = "results") -> str:
             parts += [tables.formatted(name, runs), tables.missing(name, runs)]
         compared = as_markdown(tables.heads_against_kmeans(own))
         parts.append(f"**k-means on the features in place of the cluster head**\n\n{compared}")
-        kinds = ("tables", "figures", "notebooks")
-        parts.append("NMI, ARI, figures: " + ", ".join(f"[`{kind}/{preset}`]({kind}/{preset})" for kind in kinds) + ".")
+        links = [f"[`{kind}/{preset}`]({kind}/{preset})" for kind in ("tables", "figures", "notebooks")]
+        parts.append(f"NMI, ARI, figures: {', '.join(links)}.")
     return "\n\n".join(filter(None, [*parts, tables.RULE])) + "\n"
 
 

@@ -1,7 +1,4 @@
-"""Run records, read back: what was measured, what the paper reports, and where our numbers come from.
-
-Nothing here needs torch, so tables and figures come fast.
-"""
+"""Run records, read back, beside the numbers that the paper reports. Nothing here needs torch, so tables come fast."""
 
 import functools
 import json
@@ -23,14 +20,13 @@ Record = dict[str, Any]
 def load_records(
     preset: str, results_dir: str | Path = "results", datasets: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> list[Record]:
-    """The records of a preset, by data set, variant, what departs from the recipe (nothing first) and seed.
+    """The records of a preset by data set, variant, departures from the recipe (none first) and seed.
 
-    Only of some ``datasets``, then in their order, or ``seeds``, where these are given. Under ``streaming`` what was
-    measured of the same run on a stream, if it was. Raises `DataError` for a damaged file and `ConfigError` where there
-    is no record.
+    datasets: only these, in this order; seeds: only these. ``streaming`` holds what was measured of a run on a stream.
+    Raises `DataError` for a damaged file and `ConfigError` where there is no record.
     """
     root, records = storage.ROOT / results_dir, []
-    for path in sorted((root / "runs" / preset).glob("*/*.json")):
+    for path in (root / "runs" / preset).glob("*/*.json"):
         record, streaming = read(path), root / "streaming" / preset / path.parent.name / path.name
         if record["dataset"] in (datasets or [record["dataset"]]) and record["seed"] in (seeds or [record["seed"]]):
             records.append(record | ({"streaming": read(streaming)} if streaming.exists() else {}))
@@ -42,7 +38,7 @@ def load_records(
 
 
 def presets(results_dir: str | Path = "results") -> list[str]:
-    """The presets of which there are records."""
+    """The presets that have records."""
     return sorted({path.parts[-3] for path in (storage.ROOT / results_dir / "runs").glob("*/*/*.json")})
 
 
@@ -55,28 +51,42 @@ def read(path: Path) -> Record:
 
 
 def departs(record: Record) -> str:
-    """What of a run departs from its recipe; nothing where nothing does. Runs are compared within one such group."""
+    """The settings in which a run departs from its recipe, as in its name; "" for none."""
     return departures(record["overrides"])
 
 
 def as_runs(records: list[Record]) -> pd.DataFrame:
-    """One row per run: dataset, variant, departs, backbone, seed, nmi, acc, ari, epochs, seconds, n_images."""
-    columns = ["dataset", "variant", "departs", "backbone", "seed", *METRICS, "epochs", "seconds", "n_images"]
-    lines = [{**r, **r["scores"], "departs": departs(r), "backbone": r["config"]["backbone"]} for r in records]
-    return pd.DataFrame(lines, columns=columns)
+    """One row per run: dataset, variant, departs, backbone, seed, nmi, acc, ari, kmeans_acc (ACC of k-means on the
+    features, for the full method), epochs, seconds, n_images."""
+    lines = []
+    for r in records:
+        more = {"departs": departs(r), "backbone": r["config"]["backbone"]}
+        more["kmeans_acc"] = r.get("scores_kmeans_on_features", {}).get("acc")
+        lines.append({**r, **r["scores"], **more})
+    columns = ["dataset", "variant", "departs", "backbone", "seed", *METRICS, "kmeans_acc"]
+    return pd.DataFrame(lines, columns=[*columns, "epochs", "seconds", "n_images"])
 
 
 def find_records(records: list[Record], variant: str) -> list[Record]:
-    """The records of a variant by seed, on the first data set that it was run on, and there by the recipe if any is."""
+    """The records of a variant on the first data set that has any, by seed; those by the recipe, if there are any."""
     own = [r for r in records if r["variant"] == variant]
     return [r for r in own if (r["dataset"], departs(r)) == (own[0]["dataset"], departs(own[0]))]
 
 
 @functools.cache
 def reported() -> pd.DataFrame:
-    """Every number the paper prints: table, method, dataset, variant, metric, value, sources, confidence. Read once,
-    so not to be changed."""
+    """Every number that the paper prints: table, method, dataset, variant, metric, value, sources, confidence. All
+    callers share the frame: do not change it."""
     return pd.read_csv(Path(__file__).with_name("reported.csv"), dtype=str, keep_default_na=False)
+
+
+@functools.cache
+def printed(table: str, metric: str) -> pd.DataFrame:
+    """What a table of the paper prints in one metric, as text: a row per method (per variant, where all are CC), a
+    column per data set, "" where it prints nothing. All callers share the frame: do not change it."""
+    paper = reported().query("table == @table and metric == @metric.upper()")
+    paper = paper.assign(row=paper.variant.where(paper.variant != "", paper.method))
+    return paper.pivot(index="row", columns="dataset", values="value").reindex(paper.row.unique()).fillna("")
 
 
 def data_sets() -> pd.DataFrame:
@@ -91,7 +101,7 @@ def data_sets() -> pd.DataFrame:
 
 
 def provenance(records: list[Record]) -> str:
-    """One sentence on what the runs ran on, and for how long."""
+    """One sentence: the number of runs, their seconds, machines and commits."""
     kinds = {"with training": [r["seconds"] for r in records if r["epochs"]]}
     kinds["without training"] = [r["seconds"] for r in records if not r["epochs"]]
     parts = [f"{len(s)} runs {name} ({min(s):,.0f} to {max(s):,.0f} s each)" for name, s in kinds.items() if s]
@@ -100,8 +110,8 @@ def provenance(records: list[Record]) -> str:
 
 
 def machine(record: Record) -> str:
-    """The GPU of a run, or what it used of a CPU; how many of these, where several ranks trained together."""
+    """The GPU or the CPU of a run, and the number of ranks if several trained together."""
     hardware = record["hardware"]
     name = hardware["gpu"] or f"{hardware['threads']} of {hardware['cores']} cores of {hardware['cpu']}"
-    ranks = hardware.get("ranks", 1)  # records of the first edition have none
+    ranks = hardware.get("ranks", 1)  # older records have none
     return f"{ranks} × {name}" if ranks > 1 else name

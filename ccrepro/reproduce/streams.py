@@ -1,7 +1,4 @@
-"""What a finished run does on a stream: assignments image by image (§3.4), and training on batches seen once.
-
-Letters: N images, K clusters.
-"""
+"""What a finished run does on a stream: assignments image by image (§3.4), and training on batches seen once."""
 
 import dataclasses
 import json
@@ -34,27 +31,25 @@ STEPS = (1, 20)  # on each batch that is seen once
 def measure(config: Config, data: ImageSet, runs_dir: str | Path = "runs") -> dict[str, Any]:
     """What a finished run of the full method does on a stream of its images, at most `SAMPLE` of them, in random order.
 
-    Writes ``streaming.json`` into the run's folder: ``assign`` (`assign`) and ``once`` (`train_once`, by
-    steps per batch). Raises `CheckpointError` where the run has no weights.
+    Writes ``streaming.json`` into the run's folder: ``assign`` (of `assign`) and ``once`` (of `train_once`, by steps
+    per batch). Raises `CheckpointError` where the run has no weights.
     """
     folder = run_folder(config, runs_dir)
     torch.set_num_threads(config.threads)
     model = load_model(folder)[0].to(choose_device(config.device))
     order = np.random.default_rng(config.seed).permutation(len(data.images))[:SAMPLE]
     stream = dataclasses.replace(data, images=data.images[order], sizes=data.sizes[order], labels=data.labels[order])
-    result = {
-        **{name: getattr(config, name) for name in ("dataset", "preset", "variant", "seed")},
-        "assign": assign(config, stream, model),
-        "once": {str(steps): train_once(config, stream, steps) for steps in STEPS},
-    }
+    result = {name: getattr(config, name) for name in ("dataset", "preset", "variant", "seed")}
+    result["assign"] = assign(config, stream, model)
+    result["once"] = {str(steps): train_once(config, stream, steps) for steps in STEPS}
     storage.atomic_write(folder / "streaming.json", json.dumps(result, indent=1) + "\n")
     return result
 
 
 def assign(config: Config, stream: ImageSet, model: ContrastiveClusteringModel, most: int = 1000) -> dict[str, list]:
-    """The first ``most`` images of a stream, clustered as they arrive, for several numbers that arrive at once:
-    ``batch_size``, ``same`` (share whose cluster is that of all images in one go), ``milliseconds`` (median of the
-    time from arrival to assignment) and ``images_per_second``."""
+    """Cluster the first ``most`` images of a stream in batches of several sizes. Returns for each size ``batch_size``,
+    ``same`` (share of images with the same cluster as in one large batch), ``milliseconds`` (median time from arrival
+    to assignment) and ``images_per_second``."""
     images, lines = as_tensor(stream.images[:most]), []
     offline = embed(model, images, config.image_size)[1].argmax(1)
     for size in ARRIVING:
@@ -71,10 +66,10 @@ def assign(config: Config, stream: ImageSet, model: ContrastiveClusteringModel, 
 
 
 def train_once(config: Config, stream: ImageSet, steps: int = 1) -> dict[str, list]:
-    """Train from scratch on batches that are seen once: on each ``steps`` steps, every one on two fresh views, then the
-    batch is gone. What does not fill a batch is left out.
+    """Train from scratch on batches that are seen once: ``steps`` steps on each, with two new views per step. Images
+    that do not fill a batch are left out.
 
-    Returns at `POINTS` of the way ``images`` seen, and ``nmi`` and ``acc`` on all images of the stream.
+    Returns, at `POINTS` evenly spaced moments, ``images`` seen, and ``nmi`` and ``acc`` on all images of the stream.
     """
     state, n, lines = start(config, stream), config.batch_size, []
     batches = len(stream.images) // n

@@ -1,10 +1,9 @@
-"""The paper's tables: what it reports, what we measured, the difference, and a verdict by a rule fixed beforehand."""
+"""The paper's tables: the reported numbers, ours, the difference, and a verdict by a rule fixed beforehand."""
 
-import functools
-import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -12,76 +11,59 @@ import pandas as pd
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import unknown
 from ccrepro.metrics import mean_sd
-from ccrepro.recipes import RECIPES
-from ccrepro.reproduce.records import METRICS, Record, as_runs, departs, load_records, reported
+from ccrepro.reproduce.records import METRICS, Record, as_runs, load_records, printed
 from ccrepro.runtime import storage
+
+Format = Literal["markdown", "latex", "csv"]
 
 
 class Row(NamedTuple):
-    """One row per data set: its label, where the paper prints it (if it does), our variant, and its backbone where
-    that is what the row is about."""
+    """A row: label, our variant, the paper's name for it ("" where the paper has none), and the backbone that its runs
+    must have ("" for any)."""
 
     label: str
-    table: str
-    method: str
-    reported_variant: str
     variant: str
+    printed: str = ""
     backbone: str = ""
 
 
 class Table(NamedTuple):
-    """A table of the paper: caption, the paper's data sets in it, rows."""
+    """A table of the paper: number, caption, rows."""
 
+    number: str
     caption: str
-    datasets: tuple[str, ...]
     rows: tuple[Row, ...]
 
 
 TABLES = {
-    "main_results": Table(
-        "Clustering quality (Table 2 of the paper)",
-        tuple(RECIPES["paper"]),
-        (
-            Row("k-means on pixels", "2", "K-means", "", "kmeans-pixels"),
-            Row("spectral on pixels", "2", "SC", "", "spectral-pixels"),
-            Row("agglomerative on pixels", "2", "AC", "", "agglomerative-pixels"),
-            Row("NMF and k-means on pixels", "2", "NMF", "", "nmf-pixels"),
-            Row("CC", "2", "CC", "", "cc"),
-        ),
-    ),
-    "augmentation": Table(
-        "Which views are augmented (Table 3 of the paper)",
-        ("cifar10", "imagenet10"),
-        (
-            Row("T(x) and T(x)", "3", "CC", "Ta(x)+Tb(x)", "cc"),
-            Row("T(x) and x", "3", "CC", "Ta(x)+x", "views-one"),
-            Row("x and x", "3", "CC", "x+x", "views-none"),
-        ),
-    ),
-    "heads": Table(
-        "Which heads are trained (Table 4 of the paper; it has no numbers for the last two rows)",
-        ("cifar10", "imagenet10"),
-        (
-            Row("both heads", "4", "CC", "ICH+CCH", "cc"),
-            Row("instance head, k-means", "4", "CC", "ICH only (k-means on instance features)", "instance-only"),
-            Row("cluster head", "4", "CC", "CCH only", "cluster-only"),
-            Row("one shared head", "", "", "", "shared-head"),
-            Row("no entropy term", "", "", "", "no-entropy"),
-        ),
-    ),
-    "backbones": Table(
-        "Which backbone is trained (Table 5 of the paper)",
-        ("cifar10", "imagenet10"),
-        (
-            Row("small (ours, for 8×8 pixels)", "", "", "", "cc", "small"),
-            Row("fast-s (ours, for small images)", "", "", "", "cc", "fast-s"),
-            Row("fast-m (ours, for small images)", "", "", "", "cc", "fast-m"),
-            Row("ResNet18", "5", "CC", "ResNet18", "resnet18", "resnet18"),
-            Row("ResNet34", "5", "CC", "ResNet34", "cc", "resnet34"),
-            Row("ResNet50", "5", "CC", "ResNet50", "resnet50", "resnet50"),
-        ),
-    ),
-}
+    "main_results": Table("2", "Clustering quality (Table 2 of the paper)", (
+        Row("k-means on pixels", "kmeans-pixels", "K-means"),
+        Row("spectral on pixels", "spectral-pixels", "SC"),
+        Row("agglomerative on pixels", "agglomerative-pixels", "AC"),
+        Row("NMF and k-means on pixels", "nmf-pixels", "NMF"),
+        Row("CC", "cc", "CC"),
+    )),
+    "augmentation": Table("3", "Which views are augmented (Table 3 of the paper)", (
+        Row("T(x) and T(x)", "cc", "Ta(x)+Tb(x)"),
+        Row("T(x) and x", "views-one", "Ta(x)+x"),
+        Row("x and x", "views-none", "x+x"),
+    )),
+    "heads": Table("4", "Which heads are trained (Table 4 of the paper; it has no numbers for the last two rows)", (
+        Row("both heads", "cc", "ICH+CCH"),
+        Row("instance head, k-means", "instance-only", "ICH only (k-means on instance features)"),
+        Row("cluster head", "cluster-only", "CCH only"),
+        Row("one shared head", "shared-head"),
+        Row("no entropy term", "no-entropy"),
+    )),
+    "backbones": Table("5", "Which backbone is trained (Table 5 of the paper)", (
+        Row("small (ours, for 8×8 pixels)", "cc", backbone="small"),
+        Row("fast-s (ours, for small images)", "cc", backbone="fast-s"),
+        Row("fast-m (ours, for small images)", "cc", backbone="fast-m"),
+        Row("ResNet18", "resnet18", "ResNet18", "resnet18"),
+        Row("ResNet34", "cc", "ResNet34", "resnet34"),
+        Row("ResNet50", "resnet50", "ResNet50", "resnet50"),
+    )),
+}  # fmt: skip
 
 NEAR = 0.01
 RULE = (
@@ -92,75 +74,67 @@ RULE = (
 )
 
 
-class Cell(NamedTuple):
-    """A row of a table on one data set: its label, what the paper prints (or nothing), and our runs, all by the recipe
-    or all with the same departures from it, which the label names then."""
-
-    dataset: str
-    row: Row
-    label: str
-    printed: str
-    runs: pd.DataFrame
+KIND = ["dataset", "departs", "variant"]  # what runs have in common that differ in the seed alone
 
 
-def cells(name: str, runs: pd.DataFrame, metric: str = "acc") -> list[Cell]:
-    """All cells of a table, in one metric: of the data sets that are not the paper's first, then of those that are;
-    of each first the runs by the recipe, then those that depart from it."""
-    spec, found = TABLES[name], []
-    for dataset in sorted(DATASETS, key=spec.datasets.__contains__):
-        own, title = runs[runs.dataset == dataset], DATASETS[dataset].title
-        for group, row in itertools.product(sorted({"", *own.departs}), spec.rows):
-            printed = _numbers().get((row.table, row.method, title, row.reported_variant, metric.upper()), "")
-            part = own[(own.variant == row.variant) & (own.departs == group)]
-            part = part[part.backbone == row.backbone] if row.backbone else part
-            label = f"{row.label} ({group})" if group else row.label
-            if len(part) or not group:
-                found.append(Cell(dataset, row, label, printed, part))
-    return found
+def cells(name: str, runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
+    """The runs that a table shows, with the ``label`` of their row, which names departures from the recipe, and the
+    number that the paper has there (``printed``, "" for none). The paper's data sets come last."""
+    paper, parts = printed(TABLES[name].number, metric), [runs[:0].assign(label="", printed="")]
+    for dataset in sorted(DATASETS, key=lambda dataset: DATASETS[dataset].title in paper):
+        numbers = paper.get(DATASETS[dataset].title, {})
+        for departs, group in runs[runs.dataset == dataset].groupby("departs"):
+            for row in TABLES[name].rows:
+                label, number = _named(row.label, departs), numbers.get(row.printed, "")
+                parts.append(_of_row(row, group).assign(label=label, printed=number))
+    return pd.concat([part for part in parts if len(part)] or parts)
 
 
-@functools.cache
-def _numbers() -> dict[tuple[str, ...], str]:
-    """The paper's numbers by table, method, data set, variant and metric."""
-    keys = reported()[["table", "method", "dataset", "variant", "metric"]].itertuples(index=False, name=None)
-    return dict(zip(keys, reported().value, strict=True))
+def _named(name: str, departs: str) -> str:
+    return f"{name} ({departs})" if departs else name
+
+
+def _of_row(row: Row, runs: pd.DataFrame) -> pd.DataFrame:
+    own = runs[runs.variant == row.variant]
+    return own[own.backbone == row.backbone] if row.backbone else own
 
 
 def table(name: str, runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
     """The rows of a table of the paper that we ran, in one metric, for its data sets and others: data set, method,
     reported, ours as mean ± sd (n), difference, verdict."""
     lines = []
-    for cell in cells(name, runs, metric):
-        values = cell.runs[metric].to_numpy(dtype=float)
-        if len(values):
-            ours = counted(values, _sampled(cell.runs, cell.dataset))
-            line = (DATASETS[cell.dataset].title, cell.label, cell.printed or "–", ours)
-            away = f"{values.mean() - float(cell.printed):+.3f}".replace("-", "−") if cell.printed else "–"
-            lines.append((*line, away, verdict(float(cell.printed), values) if cell.printed else "–"))
+    groups = cells(name, runs, metric).groupby(["dataset", "label", "printed"], sort=False)
+    for (dataset, label, number), part in groups:
+        values, compared = part[metric].to_numpy(dtype=float), ("–", "–")
+        if number:
+            difference = f"{values.mean() - float(number):+.3f}".replace("-", "−")
+            compared = (difference, verdict(float(number), values))
+        lines.append((DATASETS[dataset].title, label, number or "–", counted(values, _sampled(part)), *compared))
     return pd.DataFrame(lines, columns=["data set", "method", "reported", "ours", "difference", "verdict"])
 
 
 def missing(name: str, runs: pd.DataFrame) -> str:
-    """What of a table the paper prints and nobody here has run, in one line; nothing where all was run, or none."""
-    parts, printed = [], [cell for cell in cells(name, runs) if cell.printed]
-    for dataset in dict.fromkeys(cell.dataset for cell in printed):
-        own = [cell for cell in printed if cell.dataset == dataset]
-        run = {cell.row.label for cell in own if len(cell.runs)}
-        open_ = [cell.row.label for cell in own if cell.row.label not in run]
+    """One line that names what the paper prints and nobody here has run; "" where all of it was run, or none."""
+    spec, parts = TABLES[name], []
+    rows, titles = [row for row in spec.rows if row.printed], printed(spec.number, "acc").columns
+    for dataset in (dataset for dataset in DATASETS if DATASETS[dataset].title in titles):
+        open_ = [row.label for row in rows if _of_row(row, runs[runs.dataset == dataset]).empty]
         if open_:
-            parts.append(f"{DATASETS[dataset].title} ({', '.join(open_) if run else 'all'})")
-    return f"Without a run here: {'; '.join(parts)}." if parts and any(len(cell.runs) for cell in printed) else ""
+            parts.append(f"{DATASETS[dataset].title} ({'all' if len(open_) == len(rows) else ', '.join(open_)})")
+    some = parts and sum(part.endswith("(all)") for part in parts) < len(titles)
+    return f"Without a run here: {'; '.join(parts)}." if some else ""
 
 
-def counted(values: np.ndarray, note: str = "") -> str:
-    """Mean ± sd with the number of seeds behind it: 0.972 ± 0.005 (3); – for none."""
+def counted(values: Sequence[float], note: str = "") -> str:
+    """Mean ± sd and the number of seeds: 0.972 ± 0.005 (3); – without a value."""
     return f"{mean_sd(values)} ({len(values)}{note})" if len(values) else "–"
 
 
-def _sampled(part: pd.DataFrame, dataset: str) -> str:
-    """A remark where our runs saw a sample of the data set only."""
-    images = set(part.n_images) - {DATASETS[dataset].images}
-    return f"; {max(images):,} of {DATASETS[dataset].images:,} images" if images else ""
+def _sampled(runs: pd.DataFrame) -> str:
+    """A remark where runs of one data set used only a sample of it."""
+    total = DATASETS[runs.dataset.iloc[0]].images
+    used = set(runs.n_images) - {total}
+    return f"; {max(used):,} of {total:,} images" if used else ""
 
 
 def verdict(printed: float, values: np.ndarray) -> str:
@@ -169,45 +143,32 @@ def verdict(printed: float, values: np.ndarray) -> str:
         return "not enough runs"
     difference = values.mean() - printed
     error = values.std(ddof=1) * math.sqrt(1 + 1 / len(values))
-    if abs(difference) <= max(NEAR, 2 * error) + 1e-12:  # 0.01 itself is near, whatever its last bit
+    if abs(difference) <= max(NEAR, 2 * error) + 1e-12:  # 1e-12: exactly 0.01 is near
         return "agrees"
     return "above" if difference > 0 else "below"
 
 
 def overview(runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
-    """Table 2 as the paper lays it out: a row per method, all 18 of them, and below each that we ran its row by us."""
-    paper, spec, runs = reported(), TABLES["main_results"], runs[runs.departs == ""]
-    paper = paper[(paper.table == "2") & (paper.metric == metric.upper())]
-    ours = {row.method: row for row in spec.rows}
-    own = [d for d in DATASETS if d in set(runs.dataset) and d not in spec.datasets]
-    titles = {dataset: DATASETS[dataset].title for dataset in (*spec.datasets, *own)}
-    lines = []
-    for method in dict.fromkeys(paper.method):
-        printed = paper[paper.method == method].set_index("dataset")["value"]
-        lines.append({"method": method} | {title: printed.get(title) or "–" for title in titles.values()})
-        if method in ours:
-            own = runs[runs.variant == ours[method].variant]
-            parts = {title: mean_sd(own[own.dataset == dataset][metric]) for dataset, title in titles.items()}
-            lines.append({"method": f"{method}, ours"} | parts)
-    return pd.DataFrame(lines)
+    """Table 2 as the paper lays it out: a row for each of its 18 methods, and a row of ours below each that we have."""
+    paper, runs = printed("2", metric), runs[runs.departs == ""]
+    titles = {dataset: facts.title for dataset, facts in DATASETS.items()}
+    names = {row.variant: f"{row.printed}, ours" for row in TABLES["main_results"].rows}
+    ours = runs.groupby(["variant", "dataset"])[metric].agg(mean_sd).unstack().rename(names).rename(columns=titles)
+    order = [name for method in paper.index for name in (method, f"{method}, ours")]
+    index = [name for name in order if name in paper.index or name in names.values()]
+    columns = sorted({*paper, *ours}, key=lambda title: (title not in paper, [*titles.values()].index(title)))
+    lines = pd.concat([paper, ours]).reindex(index=index, columns=columns)
+    return lines.replace("", "–").fillna("–").rename_axis("method").reset_index()
 
 
 def heads_against_kmeans(records: list[Record]) -> pd.DataFrame:
-    """The cluster head's assignments beside k-means on the instance head's output of the same network, trained and
-    untrained: ACC as mean ± sd (n), by data set."""
-    lines, groups = [], {}
-    for r in records:
-        groups.setdefault((r["dataset"], departs(r), r["variant"]), []).append(r)
-    for (dataset, departing, variant), parts in sorted(groups.items(), key=lambda group: group[0][:2]):
-        network = {"cc": "trained", "untrained": "untrained"}.get(variant)
-        if network:
-            note = _sampled(pd.DataFrame(parts), dataset)
-            network += f" ({departing})" if departing else ""
-            line = {"data set": DATASETS[dataset].title, "network": network}
-            for name, key in (("cluster head", "scores"), ("k-means on features", "scores_kmeans_on_features")):
-                line[f"ACC, {name}"] = counted(np.array([r[key]["acc"] for r in parts]), note)
-            lines.append(line)
-    return pd.DataFrame(lines)
+    """ACC of the cluster head beside k-means on the instance head's output of the same network: mean ± sd (n)."""
+    runs, lines = as_runs(records), []
+    networks = {"cc": "trained", "untrained": "untrained"}
+    for (dataset, departs, variant), part in runs[runs.variant.isin(networks)].groupby(KIND):
+        accs = (counted(part[column], _sampled(part)) for column in ("acc", "kmeans_acc"))
+        lines.append((DATASETS[dataset].title, _named(networks[variant], departs), *accs))
+    return pd.DataFrame(lines, columns=["data set", "network", "ACC, cluster head", "ACC, k-means on features"])
 
 
 def save_table(name: str, records: list[Record], preset: str, results_dir: str | Path = "results") -> str:
@@ -227,35 +188,41 @@ def page(name: str, runs: pd.DataFrame) -> str:
 
 
 def formatted(name: str, runs: pd.DataFrame, metric: str = "acc", kind: str = "markdown") -> str:
-    """A table in one metric, as "markdown", "latex" or "csv"."""
+    """A table in one metric; kind: "markdown", "latex" or "csv"."""
     frame, caption = table(name, runs, metric), f"{TABLES[name].caption}: {metric.upper()}"
     if kind == "latex":
         return frame.style.hide(axis="index").to_latex(hrules=True, caption=caption)
     return frame.to_csv(index=False) if kind == "csv" else f"**{caption}**\n\n{as_markdown(frame)}"
 
 
-def printed(name: str, preset: str, kind: str, results_dir: str) -> str:
-    """A table in ACC as `formatted` has it, or all of them where ``name`` is empty. Raises `ConfigError` for another
-    name, and where there is no run."""
+def show(name: str = "", /, *, preset: str = "demo", format: Format = "markdown", results_dir: str = "results") -> None:
+    """Print a table of the paper: reported numbers beside ours.
+
+    Args:
+        name: Name of the table; else all of them.
+        preset: Whose runs: demo, laptop, fast or paper.
+        format: How to write it.
+        results_dir: Folder of results; results/local has what you have run.
+    """
     if name and name not in TABLES:
         raise unknown("table", name, TABLES)
     runs = as_runs(load_records(preset, results_dir))
-    return "\n\n".join(formatted(each, runs, kind=kind) for each in ([name] if name else TABLES)) + "\n"
+    for each in [name] if name else TABLES:
+        print(formatted(each, runs, kind=format), end="\n\n")
 
 
 def as_markdown(frame: pd.DataFrame) -> str:
-    """A data frame of texts as a Markdown table, with every digit it came with."""
+    """A data frame of texts as a Markdown table, with all digits."""
     return frame.to_markdown(index=False, disable_numparse=True) if len(frame) else "*No run yet.*"
 
 
 def comparison(yours: list[Record], published: list[Record]) -> str:
-    """Your ACC beside the published one and the paper's, a line for each data set and variant, as text."""
-    lines, runs = [], as_runs(yours)
-    printed = {(c.dataset, c.row.variant): c.printed for name in reversed(TABLES) for c in cells(name, runs)}
-    of = {id(r): (r["dataset"], r["variant"], departs(r)) for r in (*yours, *published)}
-    for key in dict.fromkeys(of[id(r)] for r in yours):
-        line = {"data set": DATASETS[key[0]].title, "variant": f"{key[1]} ({key[2]})" if key[2] else key[1]}
-        for name, records in (("yours", yours), ("published", published)):
-            line[name] = counted(np.array([r["scores"]["acc"] for r in records if of[id(r)] == key]))
-        lines.append(line | {"paper": printed.get(key[:2]) or "–"})
-    return pd.DataFrame(lines).to_string(index=False)
+    """Your ACC beside the published one and the paper's, one line per data set and variant, as text."""
+    runs, lines = as_runs(yours), []
+    shown = pd.concat([cells(name, runs) for name in reversed(TABLES)])
+    paper = dict(zip(zip(shown.dataset, shown.variant, strict=True), shown.printed, strict=True))
+    own, others = (frame.groupby(KIND, sort=False).acc.agg(counted) for frame in (runs, as_runs(published)))
+    for (dataset, departs, variant), acc in own.items():
+        name, number = _named(variant, departs), paper.get((dataset, variant)) or "–"
+        lines.append((DATASETS[dataset].title, name, acc, others.get((dataset, departs, variant), "–"), number))
+    return pd.DataFrame(lines, columns=["data set", "variant", "yours", "published", "paper"]).to_string(index=False)

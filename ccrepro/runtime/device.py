@@ -62,3 +62,9 @@ def visible_gpus() -> list[str]:
     count = torch.cuda.device_count()
     named = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count))))
     return [name.strip() for name in named.split(",")][:count]
+
+
+def at_once(jobs: int = 0) -> int:
+    """How many processes to run at once: so many ``jobs``, or one for each GPU, or one for each core that is ours."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return jobs if jobs > 0 else len(visible_gpus()) or cores

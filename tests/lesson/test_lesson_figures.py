@@ -37,9 +37,9 @@ def test_augmentation_figure_shows_each_by_itself_and_at_work():
 
 def test_similarity_figure_outlines_the_positives_and_leaves_the_diagonal_out():
     axis = figures.similarity("title", torch.eye(6) + 0.1).axes[0]
-    assert {(p.get_x() + 0.5, p.get_y() + 0.5) for p in axis.patches} == {(((i + 3) % 6), i) for i in range(6)}
+    assert {(p.get_x(), p.get_y()) for p in axis.patches} == {(((i + 3) % 6), i) for i in range(6)}
     assert len(axis.texts) == 30
-    assert axis.images[0].get_array().mask.diagonal().all()
+    assert axis.collections[0].get_array().mask.diagonal().all()
 
 
 def test_share_and_temperature_figures_show_the_loss_of_the_row_and_its_gradient():

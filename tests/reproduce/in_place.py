@@ -33,9 +33,9 @@ def execute(path: Path, parameters: dict[str, Any]) -> list[Any]:
 
 def run_all(function: Any, jobs: Sequence[Any], *settings: Any) -> None:
     """In the place of `ccrepro.reproduce.pool.run_all`, for notebooks."""
-    for job in jobs:
-        execute(job.path, job.parameters)
-        storage.atomic_write(job.output, job.path.read_bytes())
+    for path, output, parameters in jobs:
+        execute(path, parameters)
+        storage.atomic_write(output, path.read_bytes())
 
 
 def clone(folder: Path) -> tuple[list[str], dict[str, Any]]:

@@ -82,9 +82,10 @@ def test_ablation_has_a_dot_per_seed_a_bar_per_mean_and_a_diamond_for_the_paper(
     made = records(cc=[0.9, 0.8, 0.7], views_one=[0.5]) + records("cifar10", cc=[0.7, 0.8, 0.9])
     drawn = figures.ablation("augmentation", as_runs(made))
     digits, cifar10 = drawn.axes
-    assert [line.get_xdata().tolist() for line in digits.lines[::2]] == [[0.9, 0.8, 0.7], [0.5]]
+    assert [line.get_xdata().tolist() for line in digits.lines] == [[0.9, 0.8, 0.7, 0.5]]
+    assert list(digits.lines[0].get_ydata(orig=False)) == [0, 0, 0, 1]
     assert [bar.get_width() for bar in (*digits.patches, *cifar10.patches)] == pytest.approx([0.8, 0.5, 0.8])
-    assert [float(line.get_xdata()[0]) for line in cifar10.lines[1::2]] == [0.79]
+    assert cifar10.lines[1].get_xdata().tolist() == [0.79]
     assert len(drawn.legends[0].texts) == 2
     (legend,) = figures.ablation("augmentation", as_runs(made[:3])).legends
     assert len(legend.texts) == 1  # nothing is reported for digits
@@ -93,7 +94,7 @@ def test_ablation_has_a_dot_per_seed_a_bar_per_mean_and_a_diamond_for_the_paper(
 def test_examples_show_the_images_with_class_cluster_and_confidence(trained, digits):
     axes = figures.examples(trained, "wrong", digits.images).axes
     assert [a.get_title() for a in axes] == ["class one\ncluster 1\n0.900", "class zero\ncluster 2\n0.800"]
-    assert np.array_equal(axes[0].images[0].get_array(), digits.images[5, 0])
+    assert np.array_equal(axes[0].images[0].get_array(), digits.images[5, 0] / 255)
     assert figures.examples(trained, "wrong", None) is None  # the data set is not at hand
 
 
