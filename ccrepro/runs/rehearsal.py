@@ -9,8 +9,8 @@ from ccrepro import batches, train
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
 from ccrepro.errors import ConfigError
-from ccrepro.evaluate import cosine_histograms, evaluate
-from ccrepro.runs.record import PICTURED, SCORED
+from ccrepro.evaluate import evaluate
+from ccrepro.runs.evolution import PICTURED, SCORED, cosine_histograms
 from ccrepro.train import State
 
 MODES = ("reduce-overhead", "default", "off")  # of `torch.compile`, each simpler than the one before
