@@ -51,8 +51,10 @@ class EpochLog:
         self.board = _tensorboard(path.parent / "tensorboard") if tensorboard else None
 
     def write(self, epoch: Epoch, **more: Any) -> None:
-        """Write an epoch's numbers; ``more`` goes into the file only."""
+        """Write an epoch's numbers, of which epoch 0 has none; ``more`` goes into the file only."""
         number, now = epoch["epoch"], time.monotonic()
+        if not number:
+            return
         if not self.first:
             self.first = number
             lines = self.path.read_text().splitlines(keepends=True) if self.path.exists() else []
@@ -102,8 +104,7 @@ class Run:
         cosines = evolution.cosine_histograms(self.config, self.data, model)
         if self.clusters and epoch["epoch"] in evolution.scored(self.config):
             evolution.keep(self.folder, epoch["epoch"], evaluate(self.config, self.data, model), cosines)
-        if epoch["epoch"]:
-            self.log.write(epoch, cosines=cosines)
+        self.log.write(epoch, cosines=cosines)
 
     def finish(
         self, model: ContrastiveClusteringModel | None, history: list[Epoch], commit: str = ""

@@ -37,7 +37,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     return path
 
 
-def save_arrays(path: str | Path, **arrays: np.ndarray | None) -> Path:
+def save_arrays(path: str | Path, /, **arrays: np.ndarray | None) -> Path:
     """Write those of the arrays that are not None to one ``.npz`` file, as `atomic_write` does."""
     np.savez_compressed(buffer := io.BytesIO(), **{name: a for name, a in arrays.items() if a is not None})
     return atomic_write(path, buffer.getvalue())
