@@ -43,8 +43,7 @@ def _pictured(config: Config) -> set[int]:
 def keep(folder: Path, epoch: int, clustering: Clustering, cosines: dict[str, list[int]]) -> None:
     """Save the assignments after an epoch, the features of `FEATURES` fixed images and the histograms of cosines."""
     features = clustering.features[fixed_rows(len(clustering.features), FEATURES)]
-    counts = {name: np.array(count) for name, count in cosines.items()}
-    storage.save_arrays(_file(folder, epoch), labels_pred=clustering.labels_pred, features=features, **counts)
+    storage.save_arrays(_file(folder, epoch), labels_pred=clustering.labels_pred, features=features, **cosines)
 
 
 def _file(folder: Path, epoch: int) -> Path:

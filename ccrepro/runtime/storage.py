@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from filelock import AcquireReturnProxy, FileLock, Timeout
+from numpy.typing import ArrayLike
 
 from ccrepro.errors import CheckpointError, LockedError
 
@@ -37,7 +38,7 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
     return path
 
 
-def save_arrays(path: str | Path, /, **arrays: np.ndarray | None) -> Path:
+def save_arrays(path: str | Path, /, **arrays: ArrayLike | None) -> Path:
     """Write those of the arrays that are not None to one ``.npz`` file, as `atomic_write` does."""
     np.savez_compressed(buffer := io.BytesIO(), **{name: a for name, a in arrays.items() if a is not None})
     return atomic_write(path, buffer.getvalue())

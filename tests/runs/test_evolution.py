@@ -1,7 +1,6 @@
 import itertools
 
 import numpy as np
-import pytest
 import torch
 
 from ccrepro.batches import pairs
@@ -10,16 +9,9 @@ from ccrepro.model import build
 from ccrepro.runs.evolution import COSINE_BINS, cosine_histograms, examples, fixed_rows, tsne
 
 
-@pytest.fixture
-def model(tiny):
-    return build(tiny, 1)
-
-
 def test_maps_keep_neighbours_and_place_earlier_features_beside_their_like(generator):
     labels = np.repeat([0, 1, 2], 40)
-    last, first = (
-        np.eye(3)[labels] * 5 + torch.randn(120, 3, generator=generator).numpy() * noise for noise in (0.1, 0.3)
-    )
+    last, first = (np.eye(3)[labels] * 5 + s * torch.randn(120, 3, generator=generator).numpy() for s in (0.1, 0.3))
     maps = tsne([first.astype(np.float32), last.astype(np.float32)])
     before, after = (np.stack([m["x"], m["y"]], 1) for m in maps)
     apart = np.linalg.norm(after[:, None] - after, axis=2) + 1e9 * np.eye(120)
@@ -49,7 +41,8 @@ def test_examples_are_the_surest_right_the_surest_wrong_and_the_least_decided():
     assert found["confidence"] == [0.9, 0.95, 0.7, 0.55, 0.55, 0.6]
 
 
-def test_margin_is_the_lead_over_the_second_cluster(patterns, tiny, model):
+def test_margin_is_the_lead_over_the_second_cluster(patterns, tiny):
+    model = build(tiny, 1)
     _, p = embed(model, torch.from_numpy(patterns.images), 8)
     found = evaluate(tiny, patterns, model)
     lead = [row.max() - max(np.delete(row, row.argmax())) for row in p]
@@ -57,7 +50,8 @@ def test_margin_is_the_lead_over_the_second_cluster(patterns, tiny, model):
     assert examples(patterns.labels, evaluate(tiny.replace(heads="instance"), patterns, model), 3) == {}
 
 
-def test_histograms_count_every_positive_and_negative_pair_of_rows_and_columns(patterns, tiny, model):
+def test_histograms_count_every_positive_and_negative_pair_of_rows_and_columns(patterns, tiny):
+    model = build(tiny, 1)
     counts = cosine_histograms(tiny, patterns, model)
     rows = fixed_rows(96, 32)  # a tenth would not fill a batch
     (views,) = pairs(torch.from_numpy(patterns.images[rows]), torch.from_numpy(patterns.sizes[rows]), tiny, epoch=0)

@@ -39,15 +39,13 @@ def test_auto_on_a_gpu(monkeypatch):
     assert train.resolve(found) == found
 
 
-def test_mps_is_taken_where_it_is_asked_for_in_plain_fp32(monkeypatch):
-    for available in (True, False):
-        monkeypatch.setattr(torch.backends.mps, "is_available", lambda available=available: available)
-        assert device.choose_device("auto").type != "mps"
-        if available:
-            found = train.resolve(FAST.replace(device="mps"))
-    assert (found.device, found.precision, found.compile) == ("mps", "fp32", "off")
+def test_mps_is_taken_only_where_it_is_asked_for_and_in_plain_fp32(monkeypatch):
     with pytest.raises(ConfigError, match=r"^No MPS device was found\. Use device=cpu\.$"):
         device.choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device.choose_device("auto").type != "mps"
+    found = train.resolve(FAST.replace(device="mps"))
+    assert (found.device, found.precision, found.compile) == ("mps", "fp32", "off")
 
 
 def test_gpus_that_are_absent_hidden_or_too_small_are_told(monkeypatch):
