@@ -72,13 +72,11 @@ def from_imagenet(name: str, imagenet: Path, root: Path) -> Path:
         raise DataError(f"{base} lacks {len(missing)} of {len(names)} synsets: {listed}. Add a folder or a tar each.")
     for synset in names:
         target = root / folder / synset
+        target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_symlink():
             target.unlink()  # of an earlier call, perhaps to another folder
-        elif target.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if (base / synset).is_dir():
+        if (base / synset).is_dir() and not target.exists():
             target.symlink_to((base / synset).resolve(), target_is_directory=True)
-        else:
+        elif not target.exists():
             unpack(base / f"{synset}.tar", root / folder, synset, bare=True)  # holds its images without a folder
     return root / folder

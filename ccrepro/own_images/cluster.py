@@ -127,9 +127,9 @@ def _saved(collection: Collection, config: Config, pretrained: str, out: Path) -
 def _trained(
     collection: Collection, config: Config, model: ContrastiveClusteringModel | None, out: Path
 ) -> ContrastiveClusteringModel:
-    what = f"network {config.backbone}{' from ImageNet' if model else ''}, batches of {config.batch_size} views"
-    what += f" of {config.image_size}×{config.image_size} pixels"
-    print(f"{what}, {config.epochs} epochs on {choose_device(config.device).type}", flush=True)
+    network, side = f"network {config.backbone}{' from ImageNet' if model else ''}", config.image_size
+    what = f"{network}, batches of {config.batch_size} views of {side}×{side} pixels, {config.epochs} epochs"
+    print(f"{what} on {choose_device(config.device).type}", flush=True)
     log = EpochLog(out / "log.jsonl", f"K={config.n_clusters}", config.epochs)
     report, checkpoints = lambda epoch, _: log.write(epoch), Checkpoints(out / "training")
     return resume.fit(config, collection.data, report, checkpoints, model=model)[0]

@@ -22,15 +22,8 @@ from ccrepro.errors import CheckpointError, NumericalError, Stopped
 class Ranks:
     """The processes that train together: by default this one alone, otherwise those that torchrun started."""
 
-    rank, size, host = 0, 1, None
-
-    def join(self, device: torch.device) -> None:
-        """Find the other processes, and give each its own device."""
-        if device.type == "cuda":
-            torch.cuda.set_device(distributed.get_node_local_rank())
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
-        self.host = distributed.new_group(backend="gloo")  # calls in this group do not wait for a GPU
+    rank, size = 0, 1
+    host = None  # the group of all; calls in it do not wait for a GPU
 
     def rows(self, n_images: int) -> slice:
         """This rank's rows of a global batch."""
@@ -82,8 +75,12 @@ def join(device: torch.device) -> Iterator[Ranks]:
         yield ALONE
         return
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional")
+    if device.type == "cuda":
+        torch.cuda.set_device(distributed.get_node_local_rank())
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     ranks = Ranks()
-    ranks.join(device)
+    ranks.rank, ranks.size = distributed.get_rank(), distributed.get_world_size()
+    ranks.host = distributed.new_group(backend="gloo")
     try:
         yield ranks
         distributed.destroy_process_group()
