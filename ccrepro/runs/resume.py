@@ -35,18 +35,17 @@ def fit(
 ) -> tuple[ContrastiveClusteringModel | None, list[Epoch]]:
     """Train from the newest of ``checkpoints``, or where there is none from the start, or from the given ``model``.
 
-    Returns the model in evaluation mode, on its device, and the history: one dict per epoch. ``report(epoch, model)``
-    is called with each of these, and before the first step with epoch 0, which has no numbers. A baseline is not
-    trained: (None, []). All ``ranks`` call this function, but only rank 0 passes ``report`` and ``checkpoints``.
+    Returns the model in evaluation mode, on its device, and the history, one dict per epoch; of a baseline (None, []).
+    ``report(epoch, model)`` is called with each dict, and before the first step with epoch 0, which has no numbers. All
+    ``ranks`` call this function, but only rank 0 passes ``report`` and ``checkpoints``.
 
-    Raises `NumericalError` for a number that is not finite; `CheckpointError` for checkpoints that do not fit;
-    `Stopped` after SIGTERM or Ctrl-C, once the step is saved; `ConfigError` for images or ranks that do not fit the
-    settings, and where the GPU's memory is too small.
+    Raises `NumericalError` for a number that is not finite; `CheckpointError` for another run's checkpoints; `Stopped`
+    after SIGTERM or Ctrl-C, once the step is saved; `ConfigError` where images, ranks or GPU memory do not suffice.
     """
     if config.baseline:
         return None, []
-    started = sha256(model.state_dict()) if model else None
-    run = {"config": config.model_dump(mode="json"), "data_sha256": data.sha256, "start_sha256": started}
+    run = {"config": config.model_dump(mode="json"), "data_sha256": data.sha256}
+    run["start_sha256"] = sha256(model.state_dict()) if model else None
     _check_ranks(config, run, ranks)
     torch.set_num_threads(config.threads)
     found = ranks.share(checkpoints.load if checkpoints else lambda: None)
@@ -63,8 +62,6 @@ def fit(
             _restore(state, found, run, machine, ranks)
         if checkpoints:
             checkpoints.machine = machine
-        if state.epoch == 0 and not state.steps:
-            report({"epoch": 0}, state.model)
         _drive(state, data, report, checkpoints, ranks, run)
     return state.model.eval(), state.history
 
@@ -83,6 +80,8 @@ def _drive(
 ) -> None:
     """Take every step; save when it is due, report each epoch, and stop after the step in which a signal came."""
     saved = f"The step is saved in {checkpoints.folder}. " if checkpoints else ""
+    if state.epoch == 0 and not state.steps:
+        report({"epoch": 0}, state.model)
     with StopSignal(active=checkpoints is not None or ranks.size > 1) as stop:
         try:
             for _ in train(state, data):
