@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import os
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ccrepro.data import cache
+from ccrepro.data.cache import ImageSet
 from ccrepro.data.readers import Bundle, Files, digits
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import DataError, unknown
@@ -21,26 +21,8 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """A data set of N images of C channels (1 or 3) in squares of S pixels.
-
-    images: uint8 (N, C, S, S), mapped from disk where the set is packed. sizes: int64 (N, 2), each image's own height
-    and width, before it was squeezed to a square. labels: int64 (N,), never read while training; None for a folder
-    without classes. class_names: one per label value. sha256: of all of these. unlabeled: uint8 (M, C, S, S), or None.
-    """
-
-    name: str
-    images: np.ndarray
-    sizes: np.ndarray
-    labels: np.ndarray | None
-    class_names: tuple[str, ...]
-    sha256: str
-    unlabeled: np.ndarray | None = None
-
-
 def as_tensor(images: np.ndarray) -> "torch.Tensor":
-    """The images as a torch tensor on the same memory, not to be written to."""
+    """The images as a torch tensor on the same memory, which must not be written to."""
     import torch  # late: data sets can be listed and packed without it
 
     with warnings.catch_warnings():
@@ -54,9 +36,9 @@ def data_root(root: str | Path | None = None) -> Path:
 
 
 def load(name: str, root: str | Path | None = None) -> ImageSet:
-    """The data set, fetched and packed on first use, with its counts of images and classes checked against Table 1.
+    """The data set, fetched and packed on first use, its counts of images and classes checked against Table 1.
 
-    Raises `ConfigError` for an unknown name and `DataError` for data that is absent, damaged or incomplete.
+    Raises `ConfigError` for an unknown name, and `DataError` for data that are absent, damaged or incomplete.
     """
     if name == "digits":
         images, labels, class_names, _ = digits()
@@ -64,19 +46,26 @@ def load(name: str, root: str | Path | None = None) -> ImageSet:
         return ImageSet(name, images, np.full((len(images), 2), images.shape[2:]), labels, tuple(class_names), digest)
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
-    root = data_root(root)
-    packed = _packed(name, root)
-    if packed is None:  # of several processes that come for it at once, one makes it and the others wait
-        place = root / "packed" / name
-        with storage.lock(place.with_name(f"{place.name}.lock"), wait=True):
-            packed = _packed(name, root) or cache.write(place, _source(name, root) or _fetched(name, root))
-    data = ImageSet(name, *packed)
-    _check_counts(data, root)
+    root, facts = data_root(root), DATASETS[name]
+    data, place = _packed(name, root), root / "packed" / name
+    if data is None:  # if several processes come here at once, one packs and the others wait for it
+        with storage.lock(place.with_name(f"{name}.lock"), wait=True):
+            if facts.archive and not _source(name, root):
+                from ccrepro.data import download  # late: imports the network's libraries
+
+                download.fetch(name, root)
+            data = _packed(name, root) or cache.write(place, facts.reader(root))
+    found = (len(data.images), len(data.class_names), 0 if data.unlabeled is None else len(data.unlabeled))
+    expected = (facts.images, facts.classes, facts.unlabeled)
+    if found != expected:
+        counts = "{:,} images, {} classes, {:,} unlabeled images"
+        what = f"{facts.title} in {root} has {counts.format(*found)}, not {counts.format(*expected)}"
+        raise DataError(f"{what}. Remove its folder and fetch the data again.")
     return data
 
 
 def sample(data: ImageSet, n: int, seed: int) -> ImageSet:
-    """At most ``n`` of the images, drawn at random, in their order; 0 takes all. Equal seeds draw the same."""
+    """At most ``n`` of the images, drawn at random and kept in order; 0 takes all. Equal seeds draw the same."""
     if not 0 < n < len(data.images):
         return data
     rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:n])
@@ -85,17 +74,16 @@ def sample(data: ImageSet, n: int, seed: int) -> ImageSet:
 
 
 def at_hand(records: list[dict[str, Any]], root: str | Path | None = None) -> np.ndarray | None:
-    """The images that the first record speaks of, uint8 (N, C, S, S); None where they would have to be fetched."""
-    if not records:
-        return None
-    name, root = records[0]["dataset"], data_root(root)
-    if name == "digits" or (root / "packed" / name).exists() or _source(name, root):
-        return sample(load(name, root), records[0]["config"].get("sample", 0), records[0]["seed"]).images
+    """The images of the first record's run, uint8 (N, C, S, S); None without it, or if they are not here."""
+    for record in records[:1]:
+        name, root = record["dataset"], data_root(root)
+        if name == "digits" or (root / "packed" / name).exists() or _source(name, root):
+            return sample(load(name, root), record["config"].get("sample", 0), record["seed"]).images
     return None
 
 
 def _source(name: str, root: Path) -> Bundle | Files | None:
-    """What a data set is packed from, where all of it is there."""
+    """What a data set is packed from, if all of it is there."""
     try:
         source = DATASETS[name].reader(root)
     except DataError:
@@ -103,46 +91,21 @@ def _source(name: str, root: Path) -> Bundle | Files | None:
     return source if cache.fingerprint(source) else None
 
 
-def _fetched(name: str, root: Path) -> Bundle | Files:
-    if DATASETS[name].archive:
-        from ccrepro.data import download  # late: needs the network's libraries
-
-        download.fetch(name, root)
-    return DATASETS[name].reader(root)
-
-
-def _packed(name: str, root: Path) -> cache.Packed | None:
-    """The packed folder, where it is sound and its source, if that is still there, unchanged."""
+def _packed(name: str, root: Path) -> ImageSet | None:
+    """The packed data set, if it is sound and its source, where that is still there, is unchanged."""
     source = _source(name, root)
     return cache.read(root / "packed" / name, cache.fingerprint(source) if source else None)
 
 
-def _check_counts(data: ImageSet, root: Path) -> None:
-    facts = DATASETS[data.name]
-    found = (len(data.images), len(data.class_names), 0 if data.unlabeled is None else len(data.unlabeled))
-    expected = (facts.images, facts.classes, facts.unlabeled)
-    if found != expected:
-        counts = "{:,} images, {} classes, {:,} unlabeled images"
-        what = f"{facts.title} in {root} has {counts.format(*found)}, not {counts.format(*expected)}"
-        raise DataError(f"{what}. Remove its folder and fetch the data again.")
-
-
 def catalog(root: str | Path | None = None) -> pd.DataFrame:
     """The data sets, one row each, with their state below the data root."""
-    rows = [
-        {
-            "name": name,
-            "images": f"{facts.images:,}" + (f" + {facts.unlabeled:,}" if facts.unlabeled else ""),
-            "classes": facts.classes,
-            "split": facts.split,
-            "folder": facts.folder or "–",
-            "origin": facts.origin,
-            "terms": facts.terms,
-            "state": _state(name, data_root(root)),
-        }
-        for name, facts in DATASETS.items()
-    ]
-    return pd.DataFrame(rows)
+    rows = []
+    for name, facts in DATASETS.items():
+        images = f"{facts.images:,}" + (f" + {facts.unlabeled:,}" if facts.unlabeled else "")
+        about = (facts.classes, facts.split, facts.folder or "–", facts.origin, facts.terms)
+        rows.append((name, images, *about, _state(name, data_root(root))))
+    columns = ["name", "images", "classes", "split", "folder", "origin", "terms", "state"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def command(
@@ -170,8 +133,8 @@ def command(
 
 def _state(name: str, root: Path) -> str:
     if name == "digits":
-        return "ships with scikit-learn"
-    if ((root / "packed" / name) / "index.json").exists():
+        return DATASETS[name].origin
+    if (root / "packed" / name / "index.json").exists():
         packed = _packed(name, root)
         return f"packed, verified: {len(packed.images):,} images" if packed else "packed, but stale or damaged"
     source = _source(name, root)

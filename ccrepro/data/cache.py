@@ -1,12 +1,11 @@
 """Decode a data set once into a folder that is mapped into memory from then on.
 
-A packed folder holds ``images.npy`` (uint8), ``sizes.npy`` (every image's own height and width), perhaps ``labels.npy``
-and ``unlabeled.npy``, ``rows.npy`` where bad files were left out (the others' places among the source's paths), and
-``index.json``, written last: class names, what it was made from, and the SHA-256 of the arrays. It is used only
-where all of that fits; otherwise it is made anew. No array is ever in memory as a whole: a packed set may be larger.
+A packed folder holds ``images.npy`` and ``sizes.npy``; ``labels.npy`` and ``unlabeled.npy``, where there are any;
+``rows.npy``, where bad files were left out: the places of the others among the source's paths; and ``index.json``,
+written last: class names, what the folder was made from, and the SHA-256 of each array. A folder in which any of this
+does not fit is made anew. Image files are never in memory all at once, so a packed set may be larger than that.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -14,9 +13,9 @@ import shutil
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from itertools import repeat
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm.std import tqdm
@@ -28,23 +27,29 @@ from ccrepro.runtime.signals import end_with_parent
 from ccrepro.runtime.storage import atomic_write
 
 VERSION = 2
-_mapped = functools.cache(functools.partial(np.load, mmap_mode="r+"))  # opened once in each worker
 CHUNK = 256  # files that a process takes at once
 
 
-class Packed(NamedTuple):
-    """A packed folder, mapped: images uint8 (N, C, S, S), sizes (N, 2) original height and width, labels or None."""
+@dataclass(frozen=True)
+class ImageSet:
+    """A data set of N images of C channels (1 or 3) in squares of S pixels.
 
+    images: uint8 (N, C, S, S), mapped from disk if the set is packed. sizes: int64 (N, 2), the height and width of each
+    image before it was squeezed to a square. labels: int64 (N,), never read in training; None for a folder without
+    classes. class_names: one per label value. sha256: of all of these. unlabeled: uint8 (M, C, S, S), or None.
+    """
+
+    name: str
     images: np.ndarray
     sizes: np.ndarray
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     sha256: str
-    unlabeled: np.ndarray | None
+    unlabeled: np.ndarray | None = None
 
 
 def fingerprint(source: Bundle | Files) -> str | None:
-    """SHA-256 of what a packed folder is made from: the files' names, lengths and times; None where one is missing."""
+    """SHA-256 of what a packed folder is made from: names, lengths and times of its files. None if one is missing."""
     about = [VERSION]
     if isinstance(source, Files):
         about += [source.side, list(source.class_names), None if source.labels is None else source.labels.tolist()]
@@ -55,8 +60,8 @@ def fingerprint(source: Bundle | Files) -> str | None:
     return hashlib.sha256(json.dumps([about, status]).encode()).hexdigest()
 
 
-def read(folder: Path, made_from: str | None = None) -> Packed | None:
-    """The packed folder, or None where it is absent, damaged, of another version or made from something else."""
+def read(folder: Path, made_from: str | None = None) -> ImageSet | None:
+    """The packed folder, or None if it is absent, damaged, of another version or made from something else."""
     try:
         index = json.loads((folder / "index.json").read_text())
         if index["version"] != VERSION or made_from not in (None, index["made_from"]):
@@ -66,28 +71,27 @@ def read(folder: Path, made_from: str | None = None) -> Packed | None:
     except (OSError, ValueError, KeyError):
         return None
     arrays = {name: np.load(folder / name, mmap_mode="r") for name in index["sha256"]}
-    images, sizes = arrays["images.npy"], arrays["sizes.npy"]
-    labels, unlabeled = arrays.get("labels.npy"), arrays.get("unlabeled.npy")
-    return Packed(images, sizes, labels, tuple(index["class_names"]), index["digest"], unlabeled)
+    parts = {name: arrays.get(f"{name}.npy") for name in ("images", "sizes", "labels", "unlabeled")}
+    return ImageSet(folder.name, **parts, class_names=tuple(index["class_names"]), sha256=index["digest"])
 
 
-def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Packed:
-    """Pack a source. Raises `DataError` (exit code 3) that lists every bad file, unless they are to be skipped."""
+def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> ImageSet:
+    """Pack a source. Raises `DataError` where files are bad, once all are listed, unless they are to be skipped."""
     scratch = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     if isinstance(source, Files):
-        labels, sizes = _good(scratch, source, _decoded(scratch, source), skip_bad)
-        class_names, arrays = source.class_names, {}
+        arrays, class_names = _decoded(scratch, source, skip_bad), source.class_names
     else:
         images, labels, class_names, unlabeled = source.read()
-        arrays, sizes = {"images": images, "unlabeled": unlabeled}, np.full((len(images), 2), images.shape[2:])
-    for name, array in {**arrays, "sizes": sizes, "labels": labels}.items():
+        sizes = np.full((len(images), 2), images.shape[2:])
+        arrays = {"images": images, "unlabeled": unlabeled, "sizes": sizes, "labels": labels}
+    for name, array in arrays.items():
         if array is not None:
             np.save(scratch / f"{name}.npy", array)
     hashes = {path.name: _sha256(path) for path in sorted(scratch.glob("*.npy"))}
     of_images = {name: hashes[name] for name in ("images.npy", "unlabeled.npy") if name in hashes}
-    about = [of_images, None if labels is None else labels.tolist(), sizes.tolist()]
+    about = [of_images, *(None if arrays[name] is None else arrays[name].tolist() for name in ("labels", "sizes"))]
     index = {
         "version": VERSION,
         "made_from": fingerprint(source),
@@ -101,19 +105,39 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Packe
     return read(folder)
 
 
-def _decoded(scratch: Path, source: Files) -> list[Any]:
-    """Decode all files with every core of ours into ``images.npy``; returns each one's size, or what is wrong with it.
+def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, np.ndarray | None]:
+    """Decode all files into ``images.npy``; returns the other arrays. Raises `DataError` as `write` does, and where all
+    files are bad."""
+    sizes = _decode_all(scratch / "images.npy", source)
+    bad = [row for row, size in enumerate(sizes) if isinstance(size, str)]
+    for row in bad:
+        print(f"bad image: {source.paths[row]}: {sizes[row]}", file=sys.stderr)
+    if not bad:
+        return {"sizes": np.array(sizes), "labels": source.labels}
+    if not skip_bad or len(bad) == len(sizes):
+        what = f"{len(bad)} of {len(sizes)} images are bad, listed above"
+        raise DataError(f"{what}. Remove them, or leave them out with --skip-bad.")
+    print(f"{len(bad)} bad images are left out, {len(sizes) - len(bad)} remain", file=sys.stderr)
+    rows, images = np.setdiff1d(np.arange(len(sizes)), bad), np.load(scratch / "images.npy", mmap_mode="r")
+    kept = np.lib.format.open_memmap(scratch / "kept.npy", "w+", np.uint8, (len(rows), *images.shape[1:]))
+    for new, old in enumerate(rows):
+        kept[new] = images[old]
+    os.replace(scratch / "kept.npy", scratch / "images.npy")
+    labels = None if source.labels is None else source.labels[rows]
+    return {"sizes": np.array([sizes[row] for row in rows]), "labels": labels, "rows": rows}
+
+
+def _decode_all(images: Path, source: Files) -> list[tuple[int, int] | str]:
+    """Decode all files on every core into one array; returns the (height, width) of each, or what is wrong with it.
 
     Raises `DataError` where the disk has too little space, and where a process is killed.
     """
-    n, side = len(source.paths), source.side
-    needed, free = n * 3 * side**2, shutil.disk_usage(scratch).free
-    if free < needed:
-        what = f"{scratch.parent} has {free / 1e9:.1f} GB free, but the images take {needed / 1e9:.1f} GB"
+    n, side, free = len(source.paths), source.side, shutil.disk_usage(images.parent).free
+    if free < (needed := n * 3 * side**2):
+        what = f"{images.parent.parent} has {free / 1e9:.1f} GB free, but the images take {needed / 1e9:.1f} GB"
         raise DataError(f"{what}. Free some space, or choose another --data-dir.")
-    images = scratch / "images.npy"
     np.lib.format.open_memmap(images, "w+", np.uint8, (n, 3, side, side))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None  # ours, not all of a shared node
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None  # ours, on a shared machine
     try:
         with ProcessPoolExecutor(cores, initializer=end_with_parent) as pool:
             sizes = pool.map(_decode_into, repeat(images), repeat(side), range(n), source.paths, chunksize=CHUNK)
@@ -122,32 +146,10 @@ def _decoded(scratch: Path, source: Files) -> list[Any]:
         raise DataError("A process that decodes was killed, perhaps for want of memory. Run it again.") from None
 
 
-def _good(scratch: Path, source: Files, sizes: list[Any], skip_bad: bool) -> tuple[np.ndarray | None, np.ndarray]:
-    """Labels and sizes of the images, once the bad ones are left out of ``images.npy``. Raises `DataError` for these,
-    unless they are to be skipped, and where all are bad."""
-    n, bad = len(sizes), [i for i, size in enumerate(sizes) if isinstance(size, str)]
-    for i in bad:
-        print(f"bad image: {source.paths[i]}: {sizes[i]}", file=sys.stderr)
-    if not bad:
-        return source.labels, np.array(sizes)
-    if not skip_bad or len(bad) == n:
-        what = f"{len(bad)} of {n} images are bad, listed above"
-        raise DataError(f"{what}. Remove them, or leave them out with --skip-bad.")
-    print(f"{len(bad)} bad images are left out, {n - len(bad)} remain", file=sys.stderr)
-    rows = np.setdiff1d(np.arange(n), bad)
-    np.save(scratch / "rows.npy", rows)
-    images = np.load(scratch / "images.npy", mmap_mode="r")
-    kept = np.lib.format.open_memmap(scratch / "kept.npy", "w+", np.uint8, (len(rows), *images.shape[1:]))
-    for row, before in enumerate(rows):
-        kept[row] = images[before]
-    os.replace(scratch / "kept.npy", scratch / "images.npy")
-    return None if source.labels is None else source.labels[rows], np.array([sizes[i] for i in rows])
-
-
 def _decode_into(images: Path, side: int, row: int, path: Path) -> tuple[int, int] | str:
     """Decode a file into its row; returns its (height, width), or what is wrong with it."""
     try:
-        _mapped(images)[row], size = decode(path, side)
+        np.load(images, mmap_mode="r+")[row], size = decode(path, side)
     except BadImage as error:
         return str(error)
     return size

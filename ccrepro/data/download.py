@@ -1,4 +1,4 @@
-"""Bring a data set's files below the data root: download, verify, only then unpack; or take them from an ImageNet."""
+"""Bring a data set's files below the data root: download, verify, then unpack; or take them from a local ImageNet."""
 
 import os
 import shutil
@@ -16,8 +16,7 @@ from ccrepro.errors import ConfigError, DataError, unknown
 def fetch(name: str, root: Path) -> Path:
     """Download and unpack a data set's archive into ``root``; returns the folder it holds.
 
-    Raises `DataError` where the archive cannot be had, is not the one known by its hash, or holds a member that would
-    leave the folder.
+    Raises `DataError` if the archive cannot be downloaded, has another hash, or cannot be unpacked.
     """
     archive, folder = DATASETS[name].archive, DATASETS[name].folder
     downloads, file = root / "downloads", archive.url.rsplit("/", 1)[1]
@@ -34,8 +33,8 @@ def fetch(name: str, root: Path) -> Path:
 def unpack(path: Path, root: Path, folder: str, bare: bool = False) -> None:
     """Unpack an archive's ``folder`` below ``root``, whole or not at all. bare: its members lie in no folder.
 
-    Raises `DataError` for an archive that is damaged or without that folder, and for a tar with a member that would
-    lie outside, a link that leads outside, or a device; a zip makes no links, and its members outside are left out.
+    Raises `DataError` for an archive that is damaged or lacks that folder, and for a tar with a device, or with a
+    member or a link that leads outside. From a zip, members outside are left out, and links become files.
     """
     scratch = root / f".unpacking-{folder}"
     inside = scratch if bare else scratch / folder
@@ -56,9 +55,9 @@ def unpack(path: Path, root: Path, folder: str, bare: bool = False) -> None:
 
 
 def from_imagenet(name: str, imagenet: Path, root: Path) -> Path:
-    """Build ImageNet-10 or ImageNet-Dogs from an ILSVRC-2012 training folder: of class folders, or of a tar per class.
+    """Build ImageNet-10 or ImageNet-Dogs from ILSVRC-2012's training folder, which holds a folder or a tar per class.
 
-    Folders are linked, tars unpacked. Raises `DataError` that names every missing synset.
+    Folders are linked, tars unpacked. Raises `DataError`, which names every missing synset.
     """
     subsets = [name for name, facts in DATASETS.items() if facts.synsets]
     if name not in subsets:
@@ -73,13 +72,11 @@ def from_imagenet(name: str, imagenet: Path, root: Path) -> Path:
         raise DataError(f"{base} lacks {len(missing)} of {len(names)} synsets: {listed}. Add a folder or a tar each.")
     for synset in names:
         target = root / folder / synset
+        target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_symlink():
             target.unlink()  # of an earlier call, perhaps to another folder
-        elif target.exists():
-            continue
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if (base / synset).is_dir():
+        if (base / synset).is_dir() and not target.exists():
             target.symlink_to((base / synset).resolve(), target_is_directory=True)
-        else:
+        elif not target.exists():
             unpack(base / f"{synset}.tar", root / folder, synset, bare=True)  # holds its images without a folder
     return root / folder

@@ -1,4 +1,4 @@
-"""Image files: which ones a folder holds, and one of them → a uint8 square, as a person would see it."""
+"""Image files: find them in a folder, and decode one to a uint8 square, as a person would see it."""
 
 import os
 from pathlib import Path
@@ -6,19 +6,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-MAX_PIXELS = 64_000_000  # more is taken for a decompression bomb
+MAX_PIXELS = 64_000_000  # a larger image is refused as a decompression bomb
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
 
 
 class BadImage(Exception):
-    """A file that is no image we can read; the text is the reason."""
+    """A file that cannot be read as an image. Its text is the reason."""
 
 
 def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """uint8 (3, side, side), squeezed to a square, and the image's own (height, width).
+    """An image file → uint8 (3, side, side), squeezed to a square, and the image's own (height, width).
 
-    Turned as its EXIF says, transparency laid on white, CMYK, grey, palette and 16-bit images turned into RGB.
-    Raises `BadImage`.
+    The image is converted by `as_seen`. Raises `BadImage`.
     """
     try:
         with Image.open(path) as image:
@@ -26,7 +25,7 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
                 raise BadImage(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")
             upright = as_seen(image)
     except UnidentifiedImageError:
-        raise BadImage("empty file" if Path(path).stat().st_size == 0 else "not an image") from None
+        raise BadImage("not an image" if os.path.getsize(path) else "empty file") from None
     except Image.DecompressionBombError as error:  # Pillow's own limit is higher than ours
         raise BadImage(f"more than {MAX_PIXELS:,} pixels: {error}") from None
     except (OSError, SyntaxError, ValueError) as error:
@@ -39,9 +38,9 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def as_seen(image: Image.Image) -> Image.Image:
-    """The image in RGB, turned as its EXIF says, transparency laid on white."""
+    """The image in RGB: turned as its EXIF says, on white where it is transparent, 16 bits a channel reduced to 8."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bits a channel, or more, in grey; or fractions
+    if image.mode.startswith("I") or image.mode == "F":  # grey, of 16 bits or more, or of fractions
         values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
         tops = (1, 255, 65535) if image.mode == "F" else (255, 65535)
         top = next((top for top in tops if values.max(initial=0) <= top), tops[-1])
@@ -54,7 +53,7 @@ def as_seen(image: Image.Image) -> Image.Image:
 
 
 def read(path: str | Path, side: int) -> np.ndarray | BadImage:
-    """An image, uint8 (3, S, S), or the reason why there is none."""
+    """An image file → uint8 (3, S, S), or what is wrong with it."""
     if not isinstance(path, str | os.PathLike):  # a gap in a table
         return BadImage("no path")
     try:
@@ -64,23 +63,25 @@ def read(path: str | Path, side: int) -> np.ndarray | BadImage:
 
 
 def image_files(path: Path, deep: bool = False) -> list[Path]:
-    """The image files of a folder, by name; with ``deep`` those of its sub-folders too."""
-    return [p for p in visible_files(path, deep) if is_image(p)]
+    """The image files of a folder, sorted; with ``deep`` those of its sub-folders too."""
+    return [file for file in visible_files(path, deep) if is_image(file)]
 
 
 def is_image(path: Path) -> bool:
-    """Whether it is a file, or a link to one, with an ending that is read."""
+    """Whether it is a file, or a link to one, whose name ends in one of `SUFFIXES`."""
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def visible_files(path: Path, deep: bool) -> list[Path]:
-    """The files of a folder, by name, hidden ones left out; with ``deep`` those of its sub-folders, and of folders that
-    are linked into it, once each."""
+    """The files of a folder that are not hidden, sorted; with ``deep`` those of its sub-folders too, and of
+    folders that are linked into it, each folder once."""
     found, seen = [], set()
     for folder, folders, names in os.walk(path, followlinks=True):
-        place = os.path.realpath(folder)
-        visible = [name for name in folders if deep and place not in seen and not name.startswith(".")]
-        folders[:] = sorted(visible, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))
-        found += [Path(folder, name) for name in names if place not in seen and not name.startswith(".")]
+        place, inner = os.path.realpath(folder), [name for name in folders if deep and not name.startswith(".")]
+        folders[:] = sorted(inner, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))  # links last
+        if place in seen:
+            folders.clear()
+        else:
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
         seen.add(place)
     return sorted(found)

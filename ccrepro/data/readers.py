@@ -1,4 +1,4 @@
-"""Readers: what lies below the data root for a data set, as files to decode or as arrays.
+"""Readers: what there is of a data set below the data root, as files to decode or as arrays.
 
 Letters: N images, C channels, S side of the packed square.
 """
@@ -24,14 +24,14 @@ class Arrays(NamedTuple):
 
 
 class Bundle(NamedTuple):
-    """Files of a format of their own, and what reads all of them at once."""
+    """Files in a format of their own, and a function that reads all of them."""
 
     paths: list[Path]
     read: Callable[[], Arrays]
 
 
 class Files(NamedTuple):
-    """Image files to be decoded, their labels (or None) and the side of the square they are packed to."""
+    """Image files to decode, their labels (or None), and the side of the squares they become."""
 
     paths: list[Path]
     labels: np.ndarray | None
@@ -41,7 +41,7 @@ class Files(NamedTuple):
 
 def digits() -> Arrays:
     """scikit-learn's 1,797 handwritten digits, 8×8; their 17 grey values 0 … 16 are spread over 0 … 255."""
-    from sklearn.datasets import load_digits  # late: a second that a mistake on the command line need not wait
+    from sklearn.datasets import load_digits  # late: takes a second, too long for a mistake on the command line
 
     pixels, labels = load_digits(return_X_y=True)
     images = np.round(pixels * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
@@ -49,13 +49,13 @@ def digits() -> Arrays:
 
 
 def cifar10(root: Path) -> Bundle:
-    """Training and test part as one, since the paper clusters both."""
+    """Training and test part as one: the paper clusters both."""
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch", "batches.meta"]
     return Bundle([root / "cifar-10-batches-py" / name for name in names], lambda: _cifar("CIFAR10", root))
 
 
 def cifar100(root: Path) -> Bundle:
-    """As CIFAR-10, with the 20 superclasses as labels, as everyone in this field does."""
+    """Both parts as one, with the 20 superclasses as labels, as in the paper and those it compares with."""
 
     def read() -> Arrays:
         images, fine, _, _ = _cifar("CIFAR100", root)
@@ -84,8 +84,8 @@ def stl10(root: Path) -> Bundle:
 
 
 def _torchvision(kind: str, root: Path, **split: object) -> Any:
-    """torchvision's reader, which verifies each file by its MD5 first."""
-    from torchvision import datasets  # late: a packed data set needs no torch to be read
+    """One part of a data set by torchvision's reader, which first verifies each file by its MD5."""
+    from torchvision import datasets  # late: a packed data set is read without torch
 
     made = getattr(datasets, kind)
     try:
@@ -98,7 +98,7 @@ def _torchvision(kind: str, root: Path, **split: object) -> Any:
 
 
 def synsets(folder: str, names: dict[str, str], side: int, per_class: int = 0) -> Callable[[Path], Files]:
-    """Class folders named by synset, below ``folder``, or below its ``train``."""
+    """A reader of class folders that are named by synset, in ``folder`` or in its ``train``."""
 
     def found(root: Path) -> Files:
         base = root / folder / "train" if (root / folder / "train").is_dir() else root / folder

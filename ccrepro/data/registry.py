@@ -1,4 +1,4 @@
-"""The data sets: one record each, with everything that is known of it before it is loaded."""
+"""The data sets: one entry each, with all that is known of it before it is loaded."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,9 +17,9 @@ class Archive(NamedTuple):
 
 
 class DataSet(NamedTuple):
-    """A data set. images, classes: counts that loading it insists on (Table 1 of the paper for its six); split: what of
-    it is clustered; folder: below the data root; reader: data root → what is in that folder; archive: to fetch it from;
-    synsets: classes of ImageNet that it is built from."""
+    """A data set. images, classes, unlabeled: counts that are checked when it is loaded (Table 1 of the paper); split:
+    the part that is clustered; folder: below the data root; reader: data root → what is in that folder; archive: where
+    to download it; synsets: the classes of ImageNet that it is built from."""
 
     title: str
     images: int
@@ -34,7 +34,7 @@ class DataSet(NamedTuple):
 
     @property
     def origin(self) -> str:
-        """How it is had, in words."""
+        """Where it comes from, in words."""
         if self.synsets:
             return f"from your ImageNet, {len(self.synsets)} classes"
         return f"fetched, {self.archive.size}" if self.archive else "ships with scikit-learn"

@@ -12,10 +12,11 @@ from torch import Tensor
 
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
-from ccrepro.evaluate import Clustering, evaluate, fixed_rows, tsne
+from ccrepro.evaluate import Clustering, evaluate
 from ccrepro.metrics import accuracy, mean_sd, scores
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.recipes import STRONG, recipe
+from ccrepro.runs.evolution import fixed_rows, tsne
 from ccrepro.runs.resume import fit
 from ccrepro.train import Epoch
 

@@ -31,60 +31,62 @@ from ccrepro.runs.record import EpochLog
 from ccrepro.runs.weights import load_model, save_model
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
-from ccrepro.train import Epoch
 
-FEW = 1_000  # images, below which training from scratch is likely to lose against a pretrained start
-FOLDERS = ("training", "packed", "packed.partial", "thumbs")  # which `run` replaces, as it does these files:
+FEW = 1_000  # with fewer images, training from scratch is likely to lose against a pretrained start
+FOLDERS = ("training", "packed", "packed.partial", "thumbs")  # `run` replaces these, and these files:
 FILES = ("index.html", "clusters.csv", "log.jsonl", "model.safetensors")
-OF_EARLIER = ("training/lock", "packed.partial/images.npy", "packed/index.json", "summary.json")  # one is always left
+OF_EARLIER = (
+    "training/lock",
+    "packed.partial/images.npy",
+    "packed/index.json",
+    "summary.json",
+)  # an earlier `run` left at least one of these
 
 
 @dataclass(frozen=True)
 class Collection:
-    """The images of a folder: their paths, relative to it and in order; the pixels, and the side S they are kept at.
+    """The images of a folder: their paths, relative to it and in order, and their pixels.
 
-    Labels of ``data`` are the sub-folders, where every image lies in one and there are two or more; they are used for
-    scores alone.
+    If every image lies in one of several sub-folders, these are the labels of ``data``. They are used for scores only.
     """
 
     folder: Path
     paths: tuple[str, ...]
     data: ImageSet
-    side: int
 
 
 @dataclass(frozen=True)
 class Clusters:
-    """What training made of a collection. cluster, confidence: (N,). kmeans: (N,), of k-means on the features that
-    training started from where these were ``pretrained``, otherwise on those it ended with."""
+    """What training made of a collection. cluster, confidence: (N,). kmeans: (N,), the clusters of k-means, on the
+    pretrained features if there were any, otherwise on those learned here."""
 
     config: Config
-    pretrained: str  # where the backbone's first weights are from, as `pretrained.start` takes it, or nothing
+    pretrained: str  # the source of the backbone's first weights, as `pretrained.start` takes it, or ""
     model: ContrastiveClusteringModel
     cluster: np.ndarray
     confidence: np.ndarray
     kmeans: np.ndarray
-    agreement: float  # of the clusters of two augmented views, as `ContrastiveClustering.score`
+    agreement: float  # `view_agreement`
 
 
 def read(folder: str | Path, packed: Path, skip_bad: bool = False) -> Collection:
     """All images of a folder and its sub-folders, decoded once into the folder ``packed``.
 
-    Raises `ImageError` where there is none, and `DataError` that lists the bad ones, unless they are to be skipped.
+    Raises `ImageError` where there is none, and `DataError` where some are bad, unless these are to be skipped.
     """
     folder = Path(folder)
     base = folder.parent if folder.is_file() else folder
     paths = inputs.look_through(folder)
     source, kept = Files(paths, *_classes(paths, base), inputs.usual_side(paths)), packed / "rows.npy"
     known = cache.read(packed, cache.fingerprint(source)) if skip_bad or not kept.exists() else None
-    data = ImageSet(str(folder), *(known or cache.write(packed, source, skip_bad)))
+    data = known or cache.write(packed, source, skip_bad)
     if kept.exists():
         paths = [paths[row] for row in np.load(kept)]
-    return Collection(base, tuple(str(path.relative_to(base)) for path in paths), data, source.side)
+    return Collection(base, tuple(str(path.relative_to(base)) for path in paths), data)
 
 
 def _classes(paths: Sequence[Path], base: Path) -> tuple[np.ndarray | None, list[str]]:
-    """The first sub-folder of each image, as labels; None where some image lies in none, or all in one."""
+    """The first sub-folder of each image, as labels and names; None where an image lies in none, or all in one."""
     tops = [path.relative_to(base).parts[0] if path.parent != base else None for path in paths]
     names = sorted({top for top in tops if top})
     if None in tops or len(names) < 2:
@@ -93,9 +95,9 @@ def _classes(paths: Sequence[Path], base: Path) -> tuple[np.ndarray | None, list
 
 
 def cluster(collection: Collection, n_clusters: int, out: Path, pretrained: str = "", **settings: Any) -> Clusters:
-    """Train on a collection and cluster it. ``pretrained``: as `pretrained.start` takes it. ``settings``: of `Config`.
+    """Train on a collection and cluster it. pretrained: as `pretrained.start` takes it. settings: of `Config`.
 
-    A training that was stopped in the folder ``out`` goes on; one that was finished and saved there is not repeated.
+    A training that was stopped goes on from its checkpoints in ``out``; one that was saved there is not repeated.
     """
     images, model, before = collection.data.images, None, None
     config = own_recipe(n_clusters, len(images), images.shape[1:], bool(pretrained), **settings)
@@ -110,10 +112,10 @@ def cluster(collection: Collection, n_clusters: int, out: Path, pretrained: str 
 
 
 def _saved(collection: Collection, config: Config, pretrained: str, out: Path) -> ContrastiveClusteringModel | None:
-    """What `save` wrote of the same images, start and settings, or None."""
+    """The model that `save` wrote for the same images, start and settings, or None."""
     try:
         model, known, facts = load_model(out / "model.safetensors")
-    except CheckpointError:  # none there, or damaged: trained anew
+    except CheckpointError:  # absent, or damaged
         return None
     same = (facts.get("images"), facts.get("pretrained")) == (collection.data.sha256, pretrained)
     if not same or known.differences(config):
@@ -125,16 +127,12 @@ def _saved(collection: Collection, config: Config, pretrained: str, out: Path) -
 def _trained(
     collection: Collection, config: Config, model: ContrastiveClusteringModel | None, out: Path
 ) -> ContrastiveClusteringModel:
-    what = f"network {config.backbone}{' from ImageNet' if model else ''}, batches of {config.batch_size} views"
-    what += f" of {config.image_size}×{config.image_size} pixels"
-    print(f"{what}, {config.epochs} epochs on {choose_device(config.device).type}", flush=True)
+    network, side = f"network {config.backbone}{' from ImageNet' if model else ''}", config.image_size
+    what = f"{network}, batches of {config.batch_size} views of {side}×{side} pixels, {config.epochs} epochs"
+    print(f"{what} on {choose_device(config.device).type}", flush=True)
     log = EpochLog(out / "log.jsonl", f"K={config.n_clusters}", config.epochs)
-
-    def report(epoch: Epoch, model: ContrastiveClusteringModel) -> None:
-        if epoch["epoch"]:  # 0 is before the first step, and has no numbers
-            log.write(epoch)
-
-    return resume.fit(config, collection.data, report, Checkpoints(out / "training"), model=model)[0]
+    report, checkpoints = lambda epoch, _: log.write(epoch), Checkpoints(out / "training")
+    return resume.fit(config, collection.data, report, checkpoints, model=model)[0]
 
 
 def table(collection: Collection, found: Clusters) -> pd.DataFrame:
@@ -144,32 +142,26 @@ def table(collection: Collection, found: Clusters) -> pd.DataFrame:
 
 
 def save(collection: Collection, found: Clusters, out: Path) -> str:
-    """Write clusters.csv, summary.json, the gallery and model.safetensors into a folder, and drop its checkpoints;
+    """Write clusters.csv, summary.json, the gallery and model.safetensors into a folder and remove its checkpoints;
     returns the summary in words."""
-    facts, each = summary(collection, found), table(collection, found)
-    storage.atomic_write(out / "clusters.csv", each.to_csv(index=False))
-    storage.atomic_write(out / "summary.json", json.dumps(facts, indent=1) + "\n")
-    named = each.assign(path=pd.Series(collection.paths, dtype=object))  # as they are: not all need be UTF-8
-    gallery.write(out, collection.folder, collection.data, named, found.agreement)
-    about = {"side": collection.side, "images": collection.data.sha256, "pretrained": found.pretrained}
-    save_model(found.model, found.config, out / "model.safetensors", **about)
-    shutil.rmtree(out / "training", ignore_errors=True)
-    return _described(facts)
-
-
-def summary(collection: Collection, found: Clusters) -> dict[str, Any]:
-    """What can be said of the clusters, as JSON values; with scores where sub-folders are classes."""
-    labels = collection.data.labels
-    result = {
+    each, data = table(collection, found), collection.data
+    facts = {
         "images": len(found.cluster),
         "sizes": np.bincount(found.cluster, minlength=found.config.n_clusters).tolist(),
         "agreement_of_views": round(found.agreement, 4),
         "kmeans_on": "pretrained features" if found.pretrained else "features learned here",
         "agreement_with_kmeans": round(float(adjusted_mutual_info_score(found.cluster, found.kmeans)), 4),
     }
-    if labels is not None:
-        result |= {"scores": scores(labels, found.cluster), "scores_kmeans": scores(labels, found.kmeans)}
-    return result
+    if data.labels is not None:
+        facts |= {"scores": scores(data.labels, found.cluster), "scores_kmeans": scores(data.labels, found.kmeans)}
+    storage.atomic_write(out / "clusters.csv", each.to_csv(index=False))
+    storage.atomic_write(out / "summary.json", json.dumps(facts, indent=1) + "\n")
+    named = each.assign(path=pd.Series(collection.paths, dtype=object))  # not all need be UTF-8
+    gallery.write(out, collection.folder, data, named, found.agreement)
+    about = {"side": data.images.shape[2], "images": data.sha256, "pretrained": found.pretrained}
+    save_model(found.model, found.config, out / "model.safetensors", **about)
+    shutil.rmtree(out / "training", ignore_errors=True)
+    return _described(facts)
 
 
 def _described(facts: dict[str, Any]) -> str:
@@ -192,20 +184,21 @@ def run(
 ) -> None:
     """Cluster a folder into ``out``: clusters.csv, summary.json, model.safetensors, index.html, thumbs/.
 
-    Raises `LockedError` where another process writes to ``out``.
+    Raises `LockedError` if another process writes to ``out``.
     """
     out = Path(out)
     check_out(folder, out)
     with storage.lock(out / "training"):
         collection = read(folder, out / "packed", skip_bad)
-        print(f"{len(collection.paths):,} images, kept at {collection.side}×{collection.side} pixels", flush=True)
+        n, _, side, _ = collection.data.images.shape
+        print(f"{n:,} images, kept at {side}×{side} pixels", flush=True)
         found = cluster(collection, n_clusters, out, pretrained, **settings)
         said = save(collection, found, out)
     print(f"{said}\n-> {out / 'clusters.csv'}, {out / 'index.html'}")
 
 
 def check_out(folder: str | Path, out: Path) -> None:
-    """Raise `ConfigError` where what is written would be taken for images, or take the place of what others wrote."""
+    """Raise `ConfigError` if what is written would be taken for images, or would replace files of others."""
     images = Path(folder).resolve()
     if out.resolve().is_relative_to(images):
         raise ConfigError(f"{out} lies in {folder}: its thumbnails would be taken for images. Choose a folder outside.")

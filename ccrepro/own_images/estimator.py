@@ -26,37 +26,36 @@ from ccrepro.runs import resume, streaming
 from ccrepro.runs.weights import load_model, save_model
 from ccrepro.runtime.device import choose_device
 
-VIEWS_SEED = 1  # of the two views that `score` compares: the same for every model
-ELSEWHERE = ("dataset", "preset", "n_clusters", "seed")  # settings that `settings` may not hold
+VIEWS_SEED = 1  # of the two views that `view_agreement` compares
+ELSEWHERE = ("dataset", "preset", "n_clusters", "seed")  # not allowed in `settings`
 NAMED = ("epochs", "batch_size", "image_size", "backbone", "flip")  # settings that are parameters of their own
 
 
 class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
     """Cluster images without labels (Li et al., AAAI 2021).
 
-    X, wherever it is taken, is one of: uint8 pixels, or numbers from 0 to 1, as (N, H, W), (N, H, W, 3) or
-    (N, 3, H, W); a list of paths of image files, or of Pillow's images; flat rows (N, F), where ``image_shape`` says
-    how to fold them. Images that come after those fitted may be of another size: they are resized; and grey or in
-    colour: they are made what those were.
+    X is always one of: uint8 pixels, or numbers from 0 to 1, as (N, H, W), (N, H, W, 3) or (N, 3, H, W); a list of
+    paths of image files, or of Pillow's images; flat rows (N, F), which ``image_shape`` folds. Images that are not
+    fitted are resized, and made grey or coloured, as the model needs them.
 
     Parameters
     ----------
     n_clusters : K, 2 or more.
     epochs, batch_size, image_size, backbone, flip : settings of `ccrepro.config.Config`; None chooses by the number
-        of images and their size (`ccrepro.recipes.own_recipe`). ``flip=0`` where a mirrored image means another thing,
-        as with digits.
+        of images and their size (`ccrepro.recipes.own_recipe`). Use ``flip=0`` where a mirrored image means something
+        else, as with digits.
     pretrained : "imagenet", or the path of a file with torchvision's weights: the backbone's start.
-    settings : a dict of any other settings of `Config`.
+    settings : a dict of other settings of `Config`.
     image_shape : of flat rows: (H, W) or (C, H, W).
-    value_range : the numbers that are black and white; None is (0, 1).
-    random_state : seed of weights, order and augmentations: an int, a `numpy.random.RandomState` or None.
+    value_range : the values of black and white; None is (0, 1).
+    random_state : the seed: an int, a `numpy.random.RandomState` or None.
     verbose : print a line per epoch while training.
 
     Attributes
     ----------
     labels_ : int64 (N,), the cluster of each image fitted, 0 … K - 1.
     model_ : the trained `ContrastiveClusteringModel`. config_ : its settings.
-    history_ : one dict per epoch: losses, entropy, cosines of pairs and more, all without labels.
+    history_ : one dict per epoch: losses, entropy, cosines of pairs and more.
     n_iter_ : epochs done. n_features_in_ : F, where flat rows were fitted.
     """
 
@@ -90,23 +89,23 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         self.verbose = verbose
 
     def fit(self, X: ArrayLike, y: None = None) -> Self:
-        """Train on X from the start. Raises `ConfigError` and `ImageError`, both a `ValueError`, for what cannot be,
-        and `NumericalError` where training diverges."""
+        """Train on X from the start. Raises `ConfigError` for bad parameters, `ImageError` for bad images (both are a
+        `ValueError`), and `NumericalError` where training diverges."""
         data = self._as_set(X, reset=True)
         model = self._start(data)
         model, self.history_ = resume.fit(self.config_, data, self._printed, model=model)
         return self._finish(model, data)
 
     def partial_fit(self, X: ArrayLike, y: None = None) -> Self:
-        """One more epoch, over X. The first call sets model and optimizer up; X may be other images each time, and
-        must fill a batch. The learning rate stays at that of the first epoch, since nobody knows the last."""
+        """Train one more epoch, on X, which must fill a batch; it may be other images each time. The first call makes
+        model and optimizer. The learning rate stays that of the first epoch, since nobody knows which is the last."""
         fresh = not hasattr(self, "model_")
         data = self._as_set(X, reset=fresh)
         model = self._start(data) if fresh else self.model_
         if len(data.images) < self.config_.batch_size:
             what = f"{len(data.images)} images do not fill a batch of {self.config_.batch_size}"
             raise ImageError(f"{what}. Give more, or set batch_size.")
-        if not hasattr(self, "state_"):  # where training begins, or goes on after `fit` or `load` with a new optimizer
+        if not hasattr(self, "state_"):  # the first call, or the first after `fit` or `load`
             self.state_ = train.start(self.config_, data, model)
             self.state_.history = list(getattr(self, "history_", []))
             self.state_.epoch = len(self.state_.history)
@@ -115,7 +114,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         return self._finish(self.state_.model, data)
 
     def predict(self, X: ArrayLike) -> np.ndarray:
-        """The cluster of each image, image by image: int64 (N,)."""
+        """The cluster of each image: int64 (N,)."""
         return self._outputs(X).p.argmax(1)
 
     def predict_proba(self, X: ArrayLike) -> np.ndarray:
@@ -127,10 +126,9 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         return self._outputs(X).z
 
     def score(self, X: ArrayLike, y: None = None) -> float:
-        """How well the clusters hold under augmentation, without labels: the adjusted mutual information between the
-        clusters of two augmented views of X. 1 where every pair agrees, 0 by chance and where all is one cluster.
+        """How well the clusters hold under augmentation, without labels: see `view_agreement`.
 
-        It can compare settings, on images that were not fitted; it cannot tell which clusters you have in mind.
+        It can compare settings, on images that were not fitted. It cannot tell which clusters you have in mind.
         """
         images = self._images(X)  # first, since it raises where nothing is fitted
         return view_agreement(self.model_, self.config_, images)
@@ -144,7 +142,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """What `save` wrote, ``ccrepro cluster`` too, ready to predict. Raises `CheckpointError` for anything else."""
+        """What `save` or ``ccrepro cluster`` wrote, ready to predict. Raises `CheckpointError` for anything else."""
         model, config, facts = load_model(path)
         parameters = {name: getattr(config, name) for name in ("n_clusters", *NAMED)}
         for name, value in facts.get("parameters", {}).items():
@@ -157,7 +155,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
 
     @property
     def _n_features_out(self) -> int:
-        """D: the columns of `transform` are named contrastiveclustering0 … D - 1."""
+        """D, for scikit-learn: it names the columns of `transform` contrastiveclustering0 and so on."""
         return self.config_.instance_dim
 
     def __sklearn_tags__(self) -> Tags:
@@ -168,7 +166,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         return tags
 
     def _start(self, data: ImageSet) -> ContrastiveClusteringModel | None:
-        """Choose the settings, from the images and from what the caller chose; returns the pretrained model, if any."""
+        """Choose the settings by the images and the parameters; returns the pretrained model, if any."""
         settings = self.settings or {}
         if not isinstance(settings, dict) or settings.keys() & ELSEWHERE:
             raise ConfigError(f"settings is {settings!r}. Give a dict without {', '.join(ELSEWHERE)}.")
@@ -200,8 +198,8 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         return ImageSet("X", images, np.full((len(images), 2), images.shape[2:]), None, (), "")
 
     def _images(self, X: ArrayLike, reset: bool = False) -> np.ndarray:
-        """X as uint8 (N, C, H, W), with the channels of the model. ``reset``: X is fitted, and later X must be like it;
-        it is made colour where the backbone's start wants that."""
+        """X as uint8 (N, C, H, W), with the channels of the model. ``reset``: X is to be fitted; it keeps its channels,
+        but a pretrained backbone needs colour."""
         if not reset:
             check_is_fitted(self, "model_")
         x = inputs.unwrapped(X)
@@ -220,8 +218,10 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
 
 @torch.inference_mode()
 def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np.ndarray) -> float:
-    """The adjusted mutual information between the clusters of two augmented views of uint8 (N, C, H, W) images; 0
-    where all is one cluster. The views are the same for every model of the same settings."""
+    """The adjusted mutual information between the clusters of two augmented views of uint8 (N, C, H, W) images.
+
+    1 if every pair agrees, 0 by chance or if all is one cluster. Models of the same settings see the same views.
+    """
     generator, shape, device = epoch_generator(VIEWS_SEED, 0), images.shape[2:], next(model.parameters()).device
     sizes, clusters = torch.tensor([shape] * len(images)), []
     for _ in range(2):

@@ -17,8 +17,8 @@ THUMB = 160  # side of the small images, in pixels
 
 
 def write(out: Path, folder: Path, data: ImageSet, table: pd.DataFrame, agreement: float) -> Path:
-    """Write ``index.html`` and its ``thumbs/`` into ``out``; returns the page. table: path (below ``folder``), cluster
-    and confidence of each image."""
+    """Write ``index.html`` and its ``thumbs/`` into ``out``; returns the page. table: the path (below ``folder``),
+    cluster and confidence of each image."""
     shutil.rmtree(out / "thumbs", ignore_errors=True)  # of earlier clusters
     (out / "thumbs").mkdir()
     for row, (image, size) in enumerate(zip(data.images, data.sizes, strict=True)):
@@ -41,7 +41,7 @@ def write(out: Path, folder: Path, data: ImageSet, table: pd.DataFrame, agreemen
 
 
 def middle_square(image: np.ndarray, size: np.ndarray, side: int) -> Image.Image:
-    """The middle square of an image of own height and width, out of the square (3, S, S) that it was squeezed to."""
+    """The middle square of an image whose own (height, width) is ``size``, from the (3, S, S) it was squeezed to."""
     kind = Image.Resampling.NEAREST if image.shape[2] <= 32 else Image.Resampling.LANCZOS
     height, width = np.minimum(size.min() / size, 1) * image.shape[2]  # of the middle square, in squeezed pixels
     left, top = (image.shape[2] - width) / 2, (image.shape[2] - height) / 2

@@ -1,6 +1,6 @@
-"""Your own images, as arrays or as files → uint8 images.
+"""Your own images, as arrays or as files → uint8 arrays.
 
-Letters: N images, C channels, H, W sides, F values of a flat row, S side of the square that files are decoded to.
+Letters: N images, C channels, H, W sides, F values of a flat row, S side of the squares that files are decoded to.
 """
 
 import os
@@ -19,20 +19,19 @@ from PIL import Image
 from ccrepro.data.images import SUFFIXES, BadImage, as_seen, is_image, read, visible_files
 from ccrepro.errors import ConfigError, ImageError
 
-LARGEST_SIDE = 256  # that an image is kept at
-BAD = (OSError, ValueError, SyntaxError, AttributeError, Image.DecompressionBombError)  # of a header that is no image's
+LARGEST_SIDE = 256  # to which images are decoded
 
 
 def is_paths(x: Any) -> bool:
-    """Whether these are files' names rather than pixels."""
+    """Whether these are names of files rather than pixels."""
     is_list = x.ndim == 1 if isinstance(x, np.ndarray) else isinstance(x, Sequence) and not isinstance(x, str)
     return is_list and len(x) > 0 and isinstance(x[0], str | os.PathLike)
 
 
 def unwrapped(x: Any) -> Any:
-    """Images as an array, Pillow's and torch's too; paths as a list, a table or a sparse matrix as they are.
+    """Images as an array, also Pillow's and torch's; paths as a list; a table or a sparse matrix unchanged.
 
-    Raises `ImageError` where the images are not of one shape.
+    Raises `ImageError` for images of different shapes.
     """
     if hasattr(x, "detach"):
         x = x.detach().cpu()
@@ -53,9 +52,8 @@ def unwrapped(x: Any) -> Any:
 def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
     """Pixels in any usual order → uint8 (N, C, H, W), C 1 or 3.
 
-    x: uint8, bool, or numbers in ``value_range``, by default [0, 1]; they are rounded to 256 levels. Raises
-    `ImageError` for another shape, for values that are not finite (with the first such row), and for values outside
-    the range; `ConfigError` for a range that is none.
+    x: uint8, bool, or numbers in ``value_range``, which are rounded to 256 levels; None is (0, 1). Raises `ImageError`
+    for another shape, and for values that are not finite or outside the range; `ConfigError` for a range that is none.
     """
     try:
         low, high = map(float, value_range or (0, 1))
@@ -79,7 +77,7 @@ def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) ->
 
 
 def _channels_first(x: np.ndarray) -> np.ndarray:
-    """(N, C, H, W), C 1 or 3. Where both ends could be channels, the order is taken for (N, C, H, W)."""
+    """(N, C, H, W), C 1 or 3. If both ends could be channels, the first are taken."""
     if x.ndim == 4 and x.shape[1] in (1, 3) and x.size:
         return x
     if x.ndim == 4 and x.shape[3] in (1, 3) and x.size:
@@ -93,19 +91,15 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
 
 
 def fold(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Flat rows (N, F) as images (N, C, H, W): ``shape`` is (H, W) or (C, H, W). Raises `ConfigError` for another
-    ``shape``, and where F does not fit."""
+    """Flat rows (N, F) → images (N, C, H, W). Raises `ConfigError` for another shape than (H, W) or (C, H, W)."""
     if not isinstance(shape, tuple | list) or len(shape) not in (2, 3) or np.prod(shape) != x.shape[1]:
         raise ConfigError(f"image_shape is {shape!r}, for rows of {x.shape[1]} values. Give (H, W) or (C, H, W).")
     return x.reshape(len(x), *(shape if len(shape) == 3 else (1, *shape)))
 
 
 def look_through(path: str | Path) -> list[Path]:
-    """The image files of a folder and of its sub-folders, by name; or the one file that is named. Files of other kinds
-    are counted on standard error.
-
-    Raises `ImageError` where there are none.
-    """
+    """The image files of a folder and of its sub-folders, sorted; or the one file that is named. Raises `ImageError`
+    where there is none. Files of other kinds are counted on standard error."""
     path = Path(path)
     if path.is_file():
         return [path]
@@ -123,16 +117,16 @@ def look_through(path: str | Path) -> list[Path]:
 
 
 def usual_side(paths: Sequence[str | Path], n: int = 200) -> int:
-    """The side S to keep images at: the median of the shorter sides of up to n of them, at most 256."""
+    """The side S to decode files to: the median of the shorter sides of up to n of them, at most `LARGEST_SIDE`."""
     sides = []
     for path in paths[:: max(1, len(paths) // n)]:
-        with suppress(*BAD), Image.open(path) as image:  # reads the header alone
+        with suppress(Exception), Image.open(path) as image:  # only its header; `read` tells what is bad
             sides.append(min(image.size))
     return int(min(LARGEST_SIDE, max(8, np.median(sides)))) if sides else LARGEST_SIDE
 
 
 def from_paths(paths: Sequence[str | Path], side: int) -> np.ndarray:
-    """uint8 (N, 3, S, S). Raises `ImageError` that names the first bad files."""
+    """Image files → uint8 (N, 3, S, S). Raises `ImageError`, which names the first bad files."""
     images, bad = np.empty((len(paths), 3, side, side), np.uint8), []
     with ThreadPoolExecutor() as pool:
         for row, image in enumerate(pool.map(read, paths, repeat(side))):

@@ -1,9 +1,8 @@
-"""A trained model put to use: predictions of a stream, features to a file, scores on a data set."""
+"""Use a trained model: predict a stream of images, write features to a file, score it on a data set."""
 
 import io
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from tqdm.std import tqdm
 
 from ccrepro import data
 from ccrepro.config import Config
+from ccrepro.data.images import BadImage
 from ccrepro.errors import ConfigError, ImageError
 from ccrepro.evaluate import evaluate as clustered
 from ccrepro.evaluate import score
@@ -26,54 +26,55 @@ from ccrepro.runtime.device import choose_device
 
 
 def predict(model_path: str, source: str) -> None:
-    """Print a JSON line for each image as soon as it is known.
+    """Print a JSON line for each image of a folder, or of the paths on standard input ("-"), as soon as it is known.
 
-    Raises `ImageError` at the end where some images were bad; their lines have ``error``.
+    The line of a bad image has ``error``; if there were any, raises `ImageError` at the end.
     """
-    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8; other bytes of names are escaped
+    if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8; a name's other bytes are escaped
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    kinds = Counter()
-    for found in _predictions(model_path, source, bar=not sys.stdout.isatty()):
-        line = {"error": found.error}
-        if not found.error:
-            line = {"cluster": found.cluster, "confidence": round(found.confidence, 6)}
-        print(json.dumps({"path": found.path, **line}, ensure_ascii=False), flush=True)
-        kinds["bad" if found.error else "good"] += 1
-    _check_none_bad(kinds["bad"], kinds.total())
+    images = bad = 0
+    for path, found in _predictions(model_path, source, bar=not sys.stdout.isatty()):
+        if isinstance(found, BadImage):
+            line, bad = {"error": str(found)}, bad + 1
+        else:
+            line = {"cluster": int(found.p.argmax()), "confidence": round(float(found.p.max()), 6)}
+        print(json.dumps({"path": path, **line}, ensure_ascii=False), flush=True)
+        images += 1
+    _check_none_bad(bad, images)
 
 
 def embed(model_path: str, source: str, out: str) -> None:
     """Write path, cluster, confidence, z (N, D) and h (N, F) of all images to an .npz file.
 
-    Raises `ImageError` at the end where some images were bad; they are left out.
+    Bad images are left out; if there were any, raises `ImageError` at the end.
     """
     if Path(out).suffix != ".npz":
         raise ConfigError(f"Cannot write {out}. Give a file that ends in .npz.")
-    found = list(_predictions(model_path, source))
-    good, bad = [f for f in found if not f.error], [f for f in found if f.error]
-    for f in bad:
-        print(f"left out: {f.path}: {f.error}", file=sys.stderr)
+    good, bad = [], []
+    for path, found in _predictions(model_path, source):
+        (bad if isinstance(found, BadImage) else good).append((path, found))
+    for path, error in bad:
+        print(f"left out: {path}: {error}", file=sys.stderr)
     if good:
-        arrays = {name: np.array([getattr(f, name) for f in good]) for name in ("path", "cluster", "confidence")}
-        arrays |= {name: np.stack([getattr(f.outputs, name) for f in good]) for name in ("z", "h")}
-        np.savez_compressed(buffer := io.BytesIO(), **arrays)
-        storage.atomic_write(out, buffer.getvalue())
-        print(f"{len(good):,} images: z {arrays['z'].shape}, h {arrays['h'].shape} -> {out}")
-    _check_none_bad(len(bad), len(found))
+        paths, outputs = zip(*good, strict=True)
+        z, p, h = map(np.stack, zip(*outputs, strict=True))
+        storage.save_arrays(out, path=np.array(paths), cluster=p.argmax(1), confidence=p.max(1), z=z, h=h)
+        print(f"{len(good):,} images: z {z.shape}, h {h.shape} -> {out}")
+    _check_none_bad(len(bad), len(good) + len(bad))
 
 
-def _predictions(path: str, source: str, bar: bool = True) -> Iterable[streaming.Prediction]:
-    """Those of a folder, of an image, or, for "-", of paths on standard input, as they come; with ``bar`` a terminal
-    shows how far they are, and the rate."""
+def _predictions(path: str, source: str, bar: bool = True) -> Iterable[tuple[str, streaming.Outputs | BadImage]]:
+    """The predictions of a folder, of one image, or, for "-", of the paths on standard input as they come; with
+    ``bar``, a terminal shows the progress."""
     model, config, facts = load_model(path)
     if config.heads == "instance":
         raise ConfigError("This model has no trained cluster head, since heads is instance. Use evaluate.")
     if source == "-":
-        if isinstance(sys.stdin, io.TextIOWrapper):  # names are bytes, in whatever encoding
+        if isinstance(sys.stdin, io.TextIOWrapper):  # names may be any bytes
             sys.stdin.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
         paths = (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip())
     else:
-        paths = [*map(str, inputs.look_through(source))]
+        paths = list(map(str, inputs.look_through(source)))
     model, side = model.to(choose_device(config.device)), facts.get("side") or config.image_size
     found = streaming.predict(model, config.image_size, side, paths)
     total = None if source == "-" else len(paths)
@@ -86,7 +87,7 @@ def _check_none_bad(bad: int, images: int) -> None:
 
 
 def evaluate(model_path: str, dataset: str | None, data_dir: str) -> None:
-    """Print the scores of a saved model on a data set, by default the one that it was trained on."""
+    """Print the scores of a saved model on a data set, or on the one that it was trained on."""
     model, config, _ = load_model(model_path)
     if dataset is None and config.dataset == OWN:
         raise ConfigError("This model was trained on images without labels. Name a data set with --dataset.")

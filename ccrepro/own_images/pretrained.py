@@ -15,11 +15,11 @@ IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of 
 
 
 def start(config: Config, channels: int, source: str) -> ContrastiveClusteringModel:
-    """An untrained model but for its backbone, which has torchvision's ImageNet weights, and its standardization, which
-    has the mean and standard deviation these were trained with.
+    """A model with untrained heads, and with torchvision's ImageNet weights in its backbone. It standardizes images
+    with the mean and standard deviation that these weights were trained with.
 
     source: "imagenet", which downloads the weights once, or a file: torchvision's .pth, or a safetensors file with the
-    same names. Raises `CheckpointError` where they cannot be had, or are of another backbone.
+    same names. Raises `CheckpointError` for weights that cannot be read, or are of another backbone.
     """
     if config.backbone == "small" or config.stem != "imagenet" or channels != 3:
         what = f"No ImageNet weights fit {channels} channels, backbone {config.backbone} and the {config.stem} stem"

@@ -1,4 +1,4 @@
-"""The newest checkpoints of a run, each one sealed file in its folder."""
+"""The two newest checkpoints of a run, each one sealed file in the run's folder."""
 
 import time
 from pathlib import Path
@@ -9,41 +9,38 @@ from torch import Tensor
 from ccrepro.errors import CheckpointError
 from ccrepro.runs.weights import read_sealed, save_sealed
 
-KEPT = 2  # checkpoints: the newest, and the one before in case the newest is damaged
-COST_SHARE = 0.02  # of the time that may be spent on writing checkpoints
+Found = tuple[Path, dict[str, Tensor], dict[str, Any]]  # a checkpoint's file, tensors and facts
+KEPT = 2  # the newest, and the one before it in case the newest is damaged
+EVERY = 60.0  # seconds; writing a large network takes about one
 
 
 class Checkpoints:
-    """``checkpoint-NAME.safetensors`` holds tensors and facts, under one SHA-256."""
+    """The files ``checkpoint-NAME.safetensors`` of a folder. Each holds tensors and facts, under one SHA-256."""
 
-    def __init__(self, folder: str | Path, every_seconds: float = 10.0):
-        self.folder, self.every = Path(folder), every_seconds
-        self.saved_at, self.cost = time.monotonic(), 0.0
-        self.resumed = 0  # times that this run was taken up again
-        self.machine: dict[str, Any] = {}  # what it runs on, and all processors that it ran on
+    def __init__(self, folder: str | Path, every_seconds: float = EVERY):
+        self.folder, self.every, self.saved_at = Path(folder), every_seconds, time.monotonic()
+        self.resumed = 0  # how often this run was resumed
+        self.machine: dict[str, Any] = {}  # what the run runs on, and all processors that it ran on
 
     def due(self) -> bool:
-        """Whether enough time has gone by since the last one: ``every_seconds``, or more where writing takes long."""
-        return time.monotonic() - self.saved_at >= max(self.every, self.cost / COST_SHARE if self.every else 0)
+        """Whether it is time for the next one."""
+        return time.monotonic() - self.saved_at >= self.every
 
     def save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write a checkpoint, then drop those beyond the newest two. ``name`` sorts after the earlier ones'.
+        """Write a checkpoint, then remove all but the newest two. ``name`` must sort after the earlier names.
 
-        Raises `CheckpointError` when the disk does not take it; the earlier ones are unharmed then.
+        Raises `CheckpointError` when it cannot be written; the earlier ones are unharmed.
         """
-        began = time.monotonic()
         facts = {**facts, "resumed": self.resumed, "machine": self.machine}
         save_sealed(self.folder / f"checkpoint-{name}.safetensors", tensors, facts)
         for old in self._paths()[:-KEPT]:
             old.unlink()
         self.saved_at = time.monotonic()
-        self.cost = self.saved_at - began
 
-    def load(self) -> tuple[Path, dict[str, Tensor], dict[str, Any]] | None:
-        """The newest sound checkpoint: its path, tensors and facts. None where nothing was saved yet.
+    def load(self) -> Found | None:
+        """Path, tensors and facts of the newest checkpoint that is not damaged; None where nothing was saved yet.
 
-        A damaged one is named in a warning and the one before it is taken. Raises `CheckpointError` where all are
-        damaged.
+        A warning names a damaged one. Raises `CheckpointError` where all are damaged.
         """
         damaged = ""
         for path in reversed(self._paths()):
@@ -61,11 +58,11 @@ class Checkpoints:
         return None
 
     def newest(self) -> Path | None:
-        """The newest checkpoint's file."""
+        """The file of the newest checkpoint."""
         return max(self._paths(), default=None)
 
     def clear(self) -> None:
-        """Remove all checkpoints: the run is done, and its weights are kept elsewhere."""
+        """Remove all checkpoints, once the run is done and its weights are saved elsewhere."""
         for path in self._paths():
             path.unlink()
 

@@ -1,12 +1,10 @@
-"""Drive `ccrepro.train.train`: save, stop on a signal, take up again, log, gather over ranks.
+"""Drive `ccrepro.train.train`: log, save, stop on a signal, resume, gather over ranks.
 
-Weights, optimizer, epoch and step are all that a checkpoint has to keep, since the randomness of an epoch is a function
-of (seed, epoch): what is resumed equals, bit for bit on a CPU, what was never interrupted.
+A checkpoint holds weights, optimizer, epoch and step. That is all it needs, since the randomness of an epoch is a
+function of (seed, epoch): on a CPU, a resumed run equals an uninterrupted one bit for bit.
 """
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +14,7 @@ from ccrepro.config import MACHINE, Config
 from ccrepro.data import ImageSet
 from ccrepro.errors import CheckpointError, ConfigError, NumericalError
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.runs.checkpoints import Checkpoints
+from ccrepro.runs.checkpoints import Checkpoints, Found
 from ccrepro.runs.rehearsal import settle
 from ccrepro.runs.weights import sha256
 from ccrepro.runtime.device import cpu_name, within_memory
@@ -35,20 +33,19 @@ def fit(
     ranks: Ranks = ALONE,
     model: ContrastiveClusteringModel | None = None,
 ) -> tuple[ContrastiveClusteringModel | None, list[Epoch]]:
-    """Train from the newest of ``checkpoints``, where there is one, else from the start, or from the given ``model``.
+    """Train from the newest of ``checkpoints``, or where there is none from the start, or from the given ``model``.
 
-    Returns the model in evaluation mode, on its device, and the history: one dict per epoch. ``report(epoch, model)``
-    is called with each; ``epoch`` 0, before the first step, has nothing but its number. A baseline has nothing to
-    train: (None, []). All ``ranks`` call this function; ``report`` and ``checkpoints`` are for rank 0.
+    Returns the model in evaluation mode, on its device, and the history, one dict per epoch; of a baseline (None, []).
+    ``report(epoch, model)`` is called with each dict, and before the first step with epoch 0, which has no numbers. All
+    ``ranks`` call this function, but only rank 0 passes ``report`` and ``checkpoints``.
 
-    Raises `NumericalError` where a number is not finite, `CheckpointError` for checkpoints that do not fit, `Stopped`
-    after SIGTERM or Ctrl-C, once the step under way is saved, and `ConfigError` for images or ranks that do not fit the
-    settings, and where the GPU's memory is too small.
+    Raises `NumericalError` for a number that is not finite; `CheckpointError` for another run's checkpoints; `Stopped`
+    after SIGTERM or Ctrl-C, once the step is saved; `ConfigError` where images, ranks or GPU memory do not suffice.
     """
     if config.baseline:
         return None, []
-    started = sha256(model.state_dict()) if model else None
-    run = {"config": config.model_dump(), "data_sha256": data.sha256, "start_sha256": started}
+    run = {"config": config.model_dump(mode="json"), "data_sha256": data.sha256}
+    run["start_sha256"] = sha256(model.state_dict()) if model else None
     _check_ranks(config, run, ranks)
     torch.set_num_threads(config.threads)
     found = ranks.share(checkpoints.load if checkpoints else lambda: None)
@@ -57,16 +54,14 @@ def fit(
     state = start(resolve(config, ranks.size), data, model)
     with within_memory(f"batch_size {config.batch_size}, image_size {config.image_size}"):
         if state.config.compile != "off":
-            torch.compiler.reset()  # what others compiled counts against our limit of eight, and keeps its memory
+            torch.compiler.reset()  # what others compiled takes memory, and counts against torch's limit of eight
             settle(state, data)
         state.network, state.gather, state.rows = ranks.wrap(state.model), ranks.gather, ranks.rows(config.batch_size)
         machine = _machine(state, ranks)
         if found:
-            _restore(state, *found, run, machine, ranks)
+            _restore(state, found, run, machine, ranks)
         if checkpoints:
             checkpoints.machine = machine
-        if state.epoch == 0 and not state.steps:
-            report({"epoch": 0}, state.model)
         _drive(state, data, report, checkpoints, ranks, run)
     return state.model.eval(), state.history
 
@@ -75,8 +70,7 @@ def _check_ranks(config: Config, run: dict[str, Any], ranks: Ranks) -> None:
     """Raise `ConfigError` unless all ranks train the same, on equal shares of a batch."""
     if config.batch_size % ranks.size:
         raise ConfigError(f"batch_size is {config.batch_size}, for {ranks.size} ranks. Write a multiple of that.")
-    different = _differences(ranks.share(lambda: run), run)
-    if different:
+    if different := _differences(ranks.share(lambda: run), run):
         what = f"Rank {ranks.rank} has another run than rank 0: {', '.join(different)}"
         raise ConfigError(f"{what}. Start all with the same command and data.")
 
@@ -86,6 +80,8 @@ def _drive(
 ) -> None:
     """Take every step; save when it is due, report each epoch, and stop after the step in which a signal came."""
     saved = f"The step is saved in {checkpoints.folder}. " if checkpoints else ""
+    if state.epoch == 0 and not state.steps:
+        report({"epoch": 0}, state.model)
     with StopSignal(active=checkpoints is not None or ranks.size > 1) as stop:
         try:
             for _ in train(state, data):
@@ -96,8 +92,8 @@ def _drive(
                     check_finite(state)
                     _save(state, checkpoints, run)
                 if told:
-                    stop.signal = told  # some rank's
-                    ranks.agree(0)  # rank 0 has saved: what launched us ends all once one has left
+                    stop.signal = told  # by some rank
+                    ranks.agree(0)  # waits until rank 0 has saved: torchrun ends all ranks once one has left
                     steps = len(state.steps)
                     where = f"{state.epoch + 1}, step {steps}" if steps else f"{state.epoch}, its last step"
                     raise stop.error(f"epoch {where}", saved)
@@ -119,37 +115,27 @@ def _save(state: State, checkpoints: Checkpoints, run: dict[str, Any]) -> None:
     if state.steps:
         tensors["steps"] = torch.stack(state.steps)
     facts = {"epoch": state.epoch, "history": state.history, "seconds": state.seconds}
-    name = f"{state.epoch:06d}-{len(state.steps):06d}"
-    checkpoints.save(name, tensors, {**run, **facts})
+    checkpoints.save(f"{state.epoch:06d}-{len(state.steps):06d}", tensors, {**run, **facts})
 
 
-def _restore(
-    state: State,
-    path: Path,
-    tensors: dict[str, Tensor],
-    facts: dict[str, Any],
-    run: dict[str, Any],
-    machine: dict[str, Any],
-    ranks: Ranks,
-) -> None:
-    """Take the run up where a checkpoint left it, on however many ranks, and say so; warn where its last bits may
-    differ from now on, and add the processors it ran on so far to those of this ``machine``.
+def _restore(state: State, found: Found, run: dict[str, Any], machine: dict[str, Any], ranks: Ranks) -> None:
+    """Continue from a checkpoint, on however many ranks, and say so.
 
-    Raises `CheckpointError` for another run's checkpoint."""
-    different = _differences(facts, run)
-    if different:
+    Warns where this ``machine`` differs from the one before, so that last bits may differ, and adds that one's
+    processors to it. Raises `CheckpointError` for another run's checkpoint.
+    """
+    path, tensors, facts = found
+    if different := _differences(facts, run):
         raise CheckpointError(f"{path} is of another run: {', '.join(different)}. Remove its folder to start anew.")
-    device = state.config.device
-    model = {key.removeprefix("model."): t for key, t in tensors.items() if key.startswith("model.")}
-    state.model.load_state_dict(model)
+    state.model.load_state_dict({name: tensors[f"model.{name}"] for name in state.model.state_dict()})
     parameters = list(state.model.parameters())
     for key, value in tensors.items():
         if key.startswith("optimizer."):
             _, number, slot = key.split(".")
-            parameter = parameters[int(number)]  # whose layout in memory its slots share
-            like = torch.empty_like(parameter if value.shape == parameter.shape else value, device=device)
+            parameter = parameters[int(number)]  # its slots have the same layout in memory
+            like = torch.empty_like(parameter if value.shape == parameter.shape else value, device=state.config.device)
             state.optimizer.state[parameter][slot] = like.copy_(value)
-    state.steps = list(tensors["steps"].to(device)) if "steps" in tensors else []
+    state.steps = list(tensors["steps"].to(state.config.device)) if "steps" in tensors else []
     state.epoch, state.history, state.seconds = facts["epoch"], facts["history"], facts["seconds"]
     if ranks.rank == 0:
         for name, now in machine.items():
@@ -161,15 +147,15 @@ def _restore(
 
 
 def _machine(state: State, ranks: Ranks) -> dict[str, Any]:
-    """On what the numbers of a run depend, in their last bits at least."""
+    """What decides the last bits of a run's numbers."""
     settings = {name: getattr(state.config, name) for name in ("device", "precision", "compile", "threads")}
     return settings | {"ranks": ranks.size, "torch": torch.__version__, "processors": [cpu_name()]}
 
 
 def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """In what the settings, images and first weights of two runs differ; nothing where they are the same."""
-    names = [name for name in Config.model_fields if name not in MACHINE]
-    old, new = (json.loads(json.dumps(known["config"])) for known in (there, here))  # lists for tuples, as in a file
-    found = [f"{name} {old.get(name)} there, {new[name]} here" for name in names if old.get(name) != new[name]]
+    """How the settings, images and first weights of two runs differ, in words; empty where they are the same."""
+    new = {name: value for name, value in here["config"].items() if name not in MACHINE}
+    old = there["config"]
+    found = [f"{name} {old.get(name)} there, {value} here" for name, value in new.items() if old.get(name) != value]
     others = {"data_sha256": "other images", "start_sha256": "other weights to start from"}
     return found + [text for name, text in others.items() if there.get(name) != here[name]]

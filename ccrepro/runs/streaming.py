@@ -1,7 +1,7 @@
-"""Streams: assign images one by one as they come (§3.4), in bounded memory, and learn from chunks that are seen once.
+"""Streams: assign images as they come (§3.4), in bounded memory, and learn from chunks that are seen once.
 
-An image's cluster does not depend on its neighbours: the network is in evaluation mode. Only the last bits of an output
-may differ between batches of different sizes, where sums are taken in another order.
+An image's cluster does not depend on its neighbours, since the network is in evaluation mode. Only the last bits of an
+output may differ between batches of different sizes, which add up in another order.
 
 Letters: N images, C channels, H, W sides, D instance dimension, F feature width, K clusters.
 """
@@ -22,30 +22,20 @@ from ccrepro.evaluate import embed
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.train import METRIC_NAMES, Epoch, State, step
 
-BLOCK = 32  # listed images that are decoded, and answered, together
+BLOCK = 32  # images of a list that are decoded, and answered, together
 
 
 class Outputs(NamedTuple):
-    """z: float32 (N, D), unit rows of the instance head. p: float32 (N, K), assignments. h: float32 (N, F), the
-    backbone's features."""
+    """z: float32 (N, D), the instance head's unit rows. p: float32 (N, K), the assignments. h: float32 (N, F), the
+    features of the backbone."""
 
     z: np.ndarray
     p: np.ndarray
     h: np.ndarray
 
 
-class Prediction(NamedTuple):
-    """Of one image: its cluster and the assignment to it, or in their place what is wrong with the file."""
-
-    path: str
-    cluster: int | None
-    confidence: float | None
-    outputs: Outputs | None
-    error: str | None = None
-
-
 def outputs(model: ContrastiveClusteringModel, images: np.ndarray, size: int) -> Outputs:
-    """What the model says of uint8 (N, C, H, W) images, N at least 1, resized to ``size``."""
+    """All outputs of the model for uint8 (N, C, H, W) images, N at least 1, resized to ``size``."""
     features: list[torch.Tensor] = []
     watch = model.backbone.register_forward_hook(lambda module, inputs, output: features.append(output.cpu()))
     try:
@@ -55,29 +45,28 @@ def outputs(model: ContrastiveClusteringModel, images: np.ndarray, size: int) ->
     return Outputs(z, p, torch.cat(features).numpy())
 
 
-def predict(model: ContrastiveClusteringModel, size: int, side: int, paths: Iterable[str]) -> Iterator[Prediction]:
-    """Predictions in the order of the paths: of a list, some at a time; of a stream, which may be slow and may never
-    end, each before the next path is asked for. Memory does not grow with the paths.
+def predict(
+    model: ContrastiveClusteringModel, size: int, side: int, paths: Iterable[str]
+) -> Iterator[tuple[str, Outputs | BadImage]]:
+    """Each path with its image's outputs, (D,), (K,) and (F,), or with what is wrong with the file, in order.
 
-    size: of the views the model was trained on. side: of the square that images are decoded to.
+    A list is taken `BLOCK` paths at a time. Any other iterable is a stream, which may be slow and may never end: each
+    path is answered before the next one is asked for. Memory does not grow with the paths. size: of the views that the
+    model was trained on. side: of the squares that images are decoded to.
     """
-    at_once, channels, coming = BLOCK if isinstance(paths, list) else 1, model.channels, iter(paths)
-    with ThreadPoolExecutor() as pool:
+    at_once, coming = BLOCK if isinstance(paths, list) else 1, iter(paths)
+    with ThreadPoolExecutor() as pool:  # not a DataLoader: its processes take longer to start than an image takes
         while block := list(islice(coming, at_once)):
             images = list(pool.map(read, block, repeat(side)))
             good = [image for image in images if not isinstance(image, BadImage)]
-            found = outputs(model, in_channels(np.stack(good), channels), size) if good else ()
+            found = outputs(model, in_channels(np.stack(good), model.channels), size) if good else ()
             rows = map(Outputs._make, zip(*found, strict=True))
             for path, image in zip(block, images, strict=True):
-                if isinstance(image, BadImage):
-                    yield Prediction(path, None, None, None, str(image))
-                else:
-                    row = next(rows)
-                    yield Prediction(path, int(row.p.argmax()), float(row.p.max()), row)
+                yield path, image if isinstance(image, BadImage) else next(rows)
 
 
 def in_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """uint8 (N, 1 or 3, H, W) in grey or in colour, as ``channels`` says; grey by the weights of Pillow's "L"."""
+    """uint8 (N, 1 or 3, H, W) → (N, ``channels``, H, W), in grey or in colour. Grey has the weights of Pillow's "L"."""
     if images.shape[1] == channels:
         return images
     if channels == 3:
@@ -87,8 +76,9 @@ def in_channels(images: np.ndarray, channels: int) -> np.ndarray:
 
 
 def learn(state: State, images: np.ndarray, sizes: np.ndarray, steps: int = 1) -> Epoch:
-    """Train on a chunk, uint8 (N, C, H, W), ``steps`` times over, each time on fresh views; what does not fill a batch
-    is left out. Returns the means of `METRIC_NAMES`, which the history keeps too; the chunk counts as ``steps`` epochs.
+    """Train ``steps`` times on a chunk, uint8 (N, C, H, W), each time on fresh views; what fills no batch is left out.
+
+    The chunk counts as ``steps`` epochs. Returns the means of `METRIC_NAMES`, as in the history.
     """
     began, values = time.perf_counter(), []
     for _ in range(steps):

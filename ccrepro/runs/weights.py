@@ -1,16 +1,17 @@
 """Weights on disk: whole or absent, never silently damaged, and without pickle.
 
-A sealed file is a safetensors file whose header holds the SHA-256 of all, and after it a JSON text.
+A sealed file is a safetensors file whose metadata are a JSON text and, before it, the SHA-256 of text and tensors.
 """
 
 import hashlib
 import io
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -21,22 +22,22 @@ from ccrepro.runtime import storage
 
 
 def save_sealed(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Path:
-    """Write tensors and JSON values to one file. Raises `CheckpointError` when the disk does not take it."""
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(about)
-    # One entry: safetensors writes several in any order, and equal models are to be equal files.
+    """Write tensors and JSON values to one file. Raises `CheckpointError` when it cannot be written."""
+    tensors, text = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, json.dumps(about)
+    # One entry: safetensors writes several in any order, and equal models are to give equal files.
     return storage.atomic_write(path, save(tensors, {"sealed": sha256(tensors, text) + text}))
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What `save_sealed` wrote. Raises `CheckpointError` for a file that is absent, something else or damaged."""
-    tensors, blob = read_tensors(path), path.read_bytes()
-    notes = json.loads(blob[8 : 8 + int.from_bytes(blob[:8], "little")]).get("__metadata__", {})
-    if "sealed" not in notes:
+    """What `save_sealed` wrote. Raises `CheckpointError` for any other file, and for one that is damaged."""
+    tensors = read_tensors(path)
+    with safe_open(path, "pt") as file:
+        sealed = (file.metadata() or {}).get("sealed")
+    if sealed is None:
         raise CheckpointError(f"{path} holds weights without their settings. Give a model that this version saved.")
-    seal, text = notes["sealed"][:64], notes["sealed"][64:]
+    seal, text = sealed[:64], sealed[64:]
     if seal != sha256(tensors, text):
-        raise CheckpointError(f"{path} is damaged: its {len(blob):,} bytes do not match their SHA-256. Remove it.")
+        raise CheckpointError(f"{path} is damaged: it does not match its SHA-256. Remove it.")
     return tensors, json.loads(text)
 
 
@@ -50,8 +51,10 @@ def sha256(tensors: dict[str, Tensor], text: str = "") -> str:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file, on the CPU. Raises `CheckpointError` for a file that is absent, is something
-    else, is damaged or holds numbers that are not finite. Nothing in it can run."""
+    """The tensors of a safetensors file, on the CPU. Nothing in the file can run.
+
+    Raises `CheckpointError` for a file that is absent, of another kind or damaged, and for numbers that are not finite.
+    """
     blob = _bytes(path)
     try:
         tensors = load(blob)
@@ -64,19 +67,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, if it is tensors and plain values: torch's ``weights_only`` refuses everything else.
-
-    Raises `CheckpointError` for any other file.
-    """
+    """What `torch.save` wrote, if it is tensors and plain values. Raises `CheckpointError` for any other file: torch's
+    ``weights_only`` refuses it."""
     blob = _bytes(path)
     try:
         return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-    except Exception as error:  # what is raised for bytes that are no pickle is not laid down
+    except Exception as error:  # torch documents no errors for bytes that are no pickle
         _, found, named = " ".join(str(error).split()).partition("Unsupported global: GLOBAL ")
         if found:  # torch's own text goes on to recommend the unsafe way to load
             what = f"{path} holds more than tensors: {named.split()[0]}"
             raise CheckpointError(f"{what}. A pickle can run code. Save its tensors alone, and give that.") from None
         raise CheckpointError(f"{path} is {_kind(blob, pickle=True)}. Get it again from its source.") from None
+
+
+def reason(error: Exception) -> str:
+    """The start of an error's text, on one line."""
+    return textwrap.shorten(str(error), 250, placeholder=" …")
 
 
 def _bytes(path: Path) -> bytes:
@@ -87,7 +93,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _kind(blob: bytes, pickle: bool = False) -> str:
-    """What a file looks like that cannot be read as safetensors, or as a ``pickle``."""
+    """What a file seems to be that cannot be read as safetensors, or as a ``pickle``."""
     head = blob[:200].lstrip().lower()
     if not blob:
         return "empty: 0 bytes"
@@ -101,17 +107,16 @@ def _kind(blob: bytes, pickle: bool = False) -> str:
 
 
 def save_model(model: ContrastiveClusteringModel, config: Config, path: str | Path, **facts: Any) -> Path:
-    """A trained model in one file: weights, the settings that rebuild it, and ``facts`` (JSON values) on the images it
-    takes. `load_model` needs nothing else."""
-    channels = model.channels
-    return save_sealed(path, model.state_dict(), {"config": config.model_dump(), "channels": channels, **facts})
+    """Save a trained model to one file, all that `load_model` needs: weights, settings, and ``facts`` (JSON values)."""
+    about = {"config": config.model_dump(), "channels": model.channels, **facts}
+    return save_sealed(path, model.state_dict(), about)
 
 
 def load_model(path: str | Path) -> tuple[ContrastiveClusteringModel, Config, dict[str, Any]]:
-    """The model in evaluation mode on the CPU, its settings and the facts on its images.
+    """The model in evaluation mode on the CPU, its settings, and the facts that were saved with it.
 
     path: a file of `save_model`, or a folder with a ``model.safetensors``, such as a finished run's. Raises
-    `CheckpointError` for anything else, and for a file that is damaged; nothing in it can run.
+    `CheckpointError` for anything else and for a damaged file.
     """
     path = Path(path)
     path = path / "model.safetensors" if path.is_dir() else path
@@ -121,6 +126,5 @@ def load_model(path: str | Path) -> tuple[ContrastiveClusteringModel, Config, di
         model = build(config, about["channels"])
         model.load_state_dict(tensors)
     except (ConfigError, KeyError, TypeError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path} was saved by another version ({reason}). Train it again.") from None
+        raise CheckpointError(f"{path} was saved by another version ({reason(error)}). Train it again.") from None
     return model.to(memory_format=torch.channels_last).eval(), config, about

@@ -1,4 +1,4 @@
-"""What this machine is, and what ``auto`` means on it."""
+"""What this machine is, and what the setting ``auto`` means on it."""
 
 import contextlib
 import os
@@ -13,31 +13,37 @@ from ccrepro.errors import ConfigError
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of "auto", "cpu" or "cuda". Raises `ConfigError` when CUDA is asked for and absent."""
+    """The device of a setting: "cpu", "cuda", "mps", or "auto", which is a CUDA GPU where there is one, else the CPU.
+
+    Raises `ConfigError` where the machine lacks the device.
+    """
     available = torch.cuda.is_available()
     if name == "cuda" and not available:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         hidden = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
         raise ConfigError(f"No CUDA device was found{hidden}. Use device=cpu.")
-    return torch.device("cuda" if available and name != "cpu" else "cpu")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("No MPS device was found. Use device=cpu.")
+    return torch.device(name if name != "auto" else "cuda" if available else "cpu")
 
 
 def choose_precision(device: str, map_side: int) -> str:
     """bf16 where the hardware is fast in it and the network's first feature maps are larger than 8×8, else fp32."""
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device == "cuda" else fast_bf16()
+    gpu = device == "cuda"
+    fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else device == "cpu" and fast_bf16()
     return "bf16" if fast and map_side > 8 else "fp32"
 
 
 def choose_compile(device: str, map_side: int, ranks: int = 1) -> str:
-    """The mode of `torch.compile`: it pays on one GPU, with CUDA graphs where small images leave it waiting."""
-    if device == "cpu" or ranks > 1:
+    """The mode of `torch.compile`. It pays on one CUDA GPU; CUDA graphs help where small images leave it waiting."""
+    if device != "cuda" or ranks > 1:
         return "off"
     return "reduce-overhead" if map_side <= 32 else "default"
 
 
 @contextlib.contextmanager
 def within_memory(what: str) -> Iterator[None]:
-    """Raise `ConfigError` where the block needs more memory than the GPU has; ``what`` names the settings at work."""
+    """Raise `ConfigError` where the block needs more memory than the GPU has. ``what`` names the settings in use."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -46,12 +52,12 @@ def within_memory(what: str) -> Iterator[None]:
 
 
 def fast_bf16() -> bool:
-    """Whether this CPU computes faster in bf16: with AMX, or with AMD's AVX512-BF16; Intel's without AMX is slower."""
+    """Whether this CPU is faster in bf16: it is with AMX or AMD's AVX512-BF16, but not with Intel's AVX512-BF16."""
     return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and "AMD" in cpu_name())
 
 
 def cpu_name() -> str:
-    """The processor's name as its maker prints it, where the system tells."""
+    """The processor's name."""
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.*)", info.read_text()) if info.exists() else None
     return found[1] if found else platform.processor() or platform.machine()

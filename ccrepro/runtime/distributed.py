@@ -1,9 +1,8 @@
-"""The processes that train one model together, each on a device of its own; usually there is one, alone.
+"""The processes (ranks) that train one model together, each on its own device. Usually there is one.
 
-``torchrun --nproc-per-node R -m ccrepro train …`` starts them. Every rank takes the same rows of every global batch, in
-the order of the ranks, and sees the outputs of all: so both losses are those of the global batch. Batch-norm is
-synchronised on GPUs; on CPUs, for which torch has no such layer, each rank normalises by its own rows. Rank 0 alone
-writes.
+``torchrun --nproc-per-node R -m ccrepro train …`` starts them. Each rank computes its share of the rows of every global
+batch, then gathers the outputs of all ranks, so both losses are those of the global batch. Batch norm is synchronised
+on GPUs. torch has no such layer for CPUs: there each rank normalises by its own rows. Only rank 0 writes files.
 
 Letters: R ranks, N images of the global batch, n = N / R of them on each rank.
 """
@@ -21,50 +20,27 @@ from ccrepro.errors import CheckpointError, NumericalError, Stopped
 
 
 class Ranks:
-    """One process, with nobody to share with."""
+    """The processes that train together: by default this one alone, otherwise those that torchrun started."""
 
     rank, size = 0, 1
+    host = None  # the group of all; calls in it do not wait for a GPU
 
     def rows(self, n_images: int) -> slice:
         """This rank's rows of a global batch."""
         return slice(*(rank * n_images // self.size for rank in (self.rank, self.rank + 1)))
 
     def gather(self, x: Tensor) -> Tensor:
-        """The rows of all ranks: (n, F) → (N, F), in the order of the global batch. Gradients flow back."""
-        return x
-
-    def wrap(self, model: nn.Module) -> nn.Module:
-        """The model as training calls it, whose gradients are the same on all ranks after each backward pass."""
-        return model
-
-    def agree(self, *numbers: int) -> list[int]:
-        """The largest of all ranks' of each number."""
-        return list(numbers)
-
-    def share(self, make: Callable[[], Any]) -> Any:
-        """What ``make`` returns on rank 0; it is called there alone."""
-        return make()
-
-
-ALONE = Ranks()
-
-
-class Together(Ranks):
-    """One of several processes that torchrun started."""
-
-    def __init__(self, device: torch.device):
-        if device.type == "cuda":
-            torch.cuda.set_device(distributed.get_node_local_rank())
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
-        self.host = distributed.new_group(backend="gloo")  # in whose calls no rank waits for its GPU
-
-    def gather(self, x: Tensor) -> Tensor:
-        from torch.distributed.nn.functional import all_gather  # late: it warns when it is imported
+        """The rows of all ranks, in the order of the global batch: (n, F) → (N, F). Gradients flow back."""
+        if self.host is None:
+            return x
+        from torch.distributed.nn.functional import all_gather  # late: importing it warns
 
         return torch.cat(all_gather(x.contiguous()))
 
     def wrap(self, model: nn.Module) -> nn.Module:
+        """The model to call in training. Its gradients are the same on all ranks after each backward pass."""
+        if self.host is None:
+            return model
         if next(model.parameters()).is_cuda:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # in place; torch has none for CPUs
         known = inspect.signature(nn.parallel.DistributedDataParallel).parameters
@@ -72,29 +48,41 @@ class Together(Ranks):
         return nn.parallel.DistributedDataParallel(model, **{sync: False})
 
     def agree(self, *numbers: int) -> list[int]:
+        """The maximum over all ranks, of each number."""
         found = torch.tensor(numbers)
-        distributed.all_reduce(found, distributed.ReduceOp.MAX, self.host)
+        if self.host is not None:
+            distributed.all_reduce(found, distributed.ReduceOp.MAX, self.host)
         return found.tolist()
 
     def share(self, make: Callable[[], Any]) -> Any:
+        """What ``make`` returns on rank 0, the only rank that calls it."""
         told = [make() if self.rank == 0 else None]
-        distributed.broadcast_object_list(told, group=self.host)
+        if self.host is not None:
+            distributed.broadcast_object_list(told, group=self.host)
         return told[0]
+
+
+ALONE = Ranks()
 
 
 @contextlib.contextmanager
 def join(device: torch.device) -> Iterator[Ranks]:
-    """The ranks that torchrun started, for the length of the block; one alone where it did not start this process.
+    """Join the ranks that torchrun started, for the length of the block; without torchrun, `ALONE`.
 
-    An error that all ranks raise is told by rank 0; the others exit with its code.
+    Rank 0 raises an error that all ranks meet; the others exit with its exit code.
     """
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return
     warnings.filterwarnings("ignore", "torch.distributed.nn.functional")
-    together = Together(device)
+    if device.type == "cuda":
+        torch.cuda.set_device(distributed.get_node_local_rank())
+    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    ranks = Ranks()
+    ranks.rank, ranks.size = distributed.get_rank(), distributed.get_world_size()
+    ranks.host = distributed.new_group(backend="gloo")
     try:
-        yield together
+        yield ranks
         distributed.destroy_process_group()
     except (Stopped, CheckpointError, NumericalError) as error:
-        raise (error if together.rank == 0 else SystemExit(error.exit_code)) from None
+        raise (error if ranks.rank == 0 else SystemExit(error.exit_code)) from None

@@ -10,16 +10,16 @@ from ccrepro.errors import Stopped, StoppedByUser
 
 
 class StopSignal:
-    """While the block lasts, the first SIGTERM or SIGINT is only noted; a second one acts as it would have.
+    """Within the block, the first SIGTERM or SIGINT is only noted; the second acts as usual.
 
-    Nothing is noted where ``active`` is False, or outside the main thread, to which signals belong. ``then`` is called
-    with the first one's number.
+    Nothing is noted if ``active`` is False, nor outside the main thread, which alone receives signals. ``then`` is
+    called with the number of the first signal.
     """
 
     def __init__(self, active: bool = True, then: Callable[[int], None] = lambda number: None):
         active = active and threading.current_thread() is threading.main_thread()
         self.numbers, self.then = (signal.SIGTERM, signal.SIGINT) if active else (), then
-        self.signal = 0  # the first one's number
+        self.signal = 0  # the number of the first
 
     def __enter__(self) -> "StopSignal":
         self.before = {number: signal.signal(number, self._note) for number in self.numbers}
@@ -35,11 +35,11 @@ class StopSignal:
         self.then(number)
 
     def error(self, where: str, saved: str) -> Stopped:
-        """The error to raise once all is ``saved``, which says what; its exit code is 143 or 130."""
+        """The error to raise at the end, with exit code 143 or 130. ``saved`` is a sentence on what was saved."""
         kind = Stopped if self.signal == signal.SIGTERM else StoppedByUser
         return kind(f"Stopped by {signal.Signals(self.signal).name} in {where}. {saved}The same command goes on.")
 
 
 def end_with_parent() -> None:
-    """For a worker process: end with its parent. Else it would wait for ever for work of a parent that was killed."""
+    """In a worker process: exit when the parent does. Otherwise a worker would wait forever for a killed parent."""
     threading.Thread(target=lambda: (multiprocessing.parent_process().join(), os._exit(1)), daemon=True).start()

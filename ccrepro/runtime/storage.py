@@ -1,21 +1,24 @@
 """Files that are whole or absent, and folders that one process at a time writes to."""
 
 import contextlib
+import io
 import os
 import socket
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+import numpy as np
+from filelock import AcquireReturnProxy, FileLock, Timeout
+from numpy.typing import ArrayLike
 
 from ccrepro.errors import CheckpointError, LockedError
 
-ROOT = Path(__file__).resolve().parents[2]  # of the clone: relative folders are taken from here
+ROOT = Path(__file__).resolve().parents[2]  # of the clone; relative folders start here
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
-    """Write a file so that nobody ever sees half of it: temporary name in the same folder, fsync, rename, fsync.
+    """Write a file under a temporary name, then rename it: whenever this is killed, the old or the new file is whole.
 
-    Raises `CheckpointError` when it cannot be written; the file that was there before is unharmed.
+    Raises `CheckpointError` when it cannot be written; the old file is unharmed.
     """
     path, content = Path(path), content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -26,11 +29,6 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)  # makes the rename last through a power cut
-        finally:
-            os.close(folder)
     except OSError as error:
         what = f"Cannot write {path} ({len(content):,} bytes): {error.strerror or error}"
         raise CheckpointError(f"{what}. Free some space, or choose another folder.") from None
@@ -38,6 +36,18 @@ def atomic_write(path: str | Path, content: str | bytes) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink()
     return path
+
+
+def save_arrays(path: str | Path, /, **arrays: ArrayLike | None) -> Path:
+    """Write those of the arrays that are not None to one ``.npz`` file, as `atomic_write` does."""
+    np.savez_compressed(buffer := io.BytesIO(), **{name: a for name, a in arrays.items() if a is not None})
+    return atomic_write(path, buffer.getvalue())
+
+
+def load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What `save_arrays` wrote."""
+    with np.load(path) as arrays:
+        return dict(arrays)
 
 
 def sweep(folder: Path) -> None:
@@ -51,32 +61,24 @@ def readable(name: str | Path) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-class _Claim(FileLock):
-    """A lock that is held already: a with-block claims it no second time, and so frees it at its end."""
+def lock(folder: Path, wait: bool = False) -> AcquireReturnProxy:
+    """Lock a folder until the with-block over the result ends, or ``.lock.release()`` is called, or the process ends.
 
-    def __enter__(self) -> "_Claim":
-        return self
-
-
-def lock(folder: Path, wait: bool = False) -> FileLock:
-    """Claim a folder for this process; held until `FileLock.release`, the end of a with-block, or of the process.
-
-    wait: for another process that has it, and say so; otherwise `LockedError`, which names it, is raised at once.
+    wait: if another process holds the lock, say so and wait for it. Otherwise raises `LockedError`, which names it.
     """
-    claimed = _Claim(folder / "lock", thread_local=False)
-    owner = folder / "owner"
+    claim, owner = FileLock(folder / "lock", thread_local=False), folder / "owner"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        claimed.acquire(timeout=0)
+        held = claim.acquire(timeout=0)
     except Timeout:
         name = owner.read_text().strip() if owner.exists() else "another process"
         if not wait:
             raise LockedError(f"{folder} is locked by {name}. Wait for it, or stop it.") from None
         print(f"waiting for {folder}: {name} is at work on it", flush=True)
-        claimed.acquire()
-    except (OSError, NotImplementedError) as error:  # a folder that cannot be written, a file system without locks
+        held = claim.acquire()
+    except (OSError, NotImplementedError) as error:  # a read-only folder, or a file system without locks
         reason = getattr(error, "strerror", None) or error
         raise LockedError(f"Cannot lock {folder}: {reason}. Choose a folder on another file system.") from None
     with contextlib.suppress(OSError):
         owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-    return claimed
+    return held

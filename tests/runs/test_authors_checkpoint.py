@@ -72,8 +72,8 @@ def test_data_parallel_checkpoints_load_too(tmp_path):
 def test_another_backbone_or_k_is_told(tmp_path):
     authors_file(tmp_path / "c.tar")
     for changed, says in (
-        ({}, "not hold the authors' resnet34, K=10, D=128: [0-9]+ tensors missing, 0 unknown.*--backbone"),
-        ({**SMALL, "n_clusters": 15}, r"resnet18, K=15, D=128: cluster_head.2.weight is \(10, 512\), not \(15, 512\)"),
+        ({}, "not hold the authors' resnet34, K=10, D=128: .* Missing key.*layer1.2.conv1.*--backbone"),
+        ({**SMALL, "n_clusters": 15}, r"K=15, D=128: .* for cluster_head.2.weight: .*\[10, 512\].*\[15, 512\]"),
         ({"backbone": "resnet50"}, "resnet50, K=10, D=128"),
     ):
         with pytest.raises(CheckpointError, match=says):
@@ -90,14 +90,14 @@ def test_names_shapes_and_values_must_be_theirs(tmp_path):
         with pytest.raises(CheckpointError, match=says):
             load_authors(path, recipe("cifar10", "paper", **SMALL))
 
-    refused("1 unknown, such as backbone.fc.weight", **{"resnet.fc.weight": torch.zeros(10, 512)})
-    refused("1 unknown, such as classifier.weight", **{"classifier.weight": torch.zeros(10, 512)})
-    refused(r"is \(64, 3, 3, 3\), not \(64, 3, 7, 7\)", **{"resnet.conv1.weight": torch.zeros(64, 3, 3, 3)})
+    refused("Unexpected key.*backbone.fc.weight", **{"resnet.fc.weight": torch.zeros(10, 512)})
+    refused("Unexpected key.*classifier.weight", **{"classifier.weight": torch.zeros(10, 512)})
+    refused("mismatch for backbone.conv1.weight: .*64, 3, 3, 3", **{"resnet.conv1.weight": torch.zeros(64, 3, 3, 3)})
     refused("not finite", **{"cluster_projector.2.bias": torch.full((10,), torch.nan)})
     torch.save(net, path)
-    refused("no dict 'net' of tensors but 'resnet.conv1.weight'")
+    refused("no dict 'net' of tensors")
     torch.save({"net": {n: v for n, v in net.items() if "cluster_projector" not in n}}, path)
-    refused("4 tensors missing, 0 unknown, such as cluster_head.0.bias")
+    refused("Missing key.*cluster_head.0.weight")
 
 
 def test_they_are_scored_on_a_data_set(tmp_path, capsys, monkeypatch):

@@ -10,7 +10,7 @@ from ccrepro.evaluate import evaluate
 from ccrepro.metrics import accuracy, scores
 from ccrepro.model import build
 from ccrepro.recipes import recipe
-from ccrepro.runs import record
+from ccrepro.runs import evolution, record
 from ccrepro.runs.record import Run
 from ccrepro.runs.resume import fit
 from ccrepro.runs.weights import load_model
@@ -88,7 +88,7 @@ def test_without_opentsne_a_run_has_a_record_without_maps(root, patterns, tiny, 
     def absent(features):
         raise ImportError
 
-    monkeypatch.setattr(record, "tsne", absent)
+    monkeypatch.setattr(evolution, "tsne", absent)
     this = Run(tiny, patterns)
     made = this.finish(*fit(tiny, patterns, this.report))
     assert [set(e) for e in made["evolution"]] == [{"epoch", "scores", "n_clusters_used", "cosines"}] * 3

@@ -39,6 +39,15 @@ def test_auto_on_a_gpu(monkeypatch):
     assert train.resolve(found) == found
 
 
+def test_mps_is_taken_only_where_it_is_asked_for_and_in_plain_fp32(monkeypatch):
+    with pytest.raises(ConfigError, match=r"^No MPS device was found\. Use device=cpu\.$"):
+        device.choose_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert device.choose_device("auto").type != "mps"
+    found = train.resolve(FAST.replace(device="mps"))
+    assert (found.device, found.precision, found.compile) == ("mps", "fp32", "off")
+
+
 def test_gpus_that_are_absent_hidden_or_too_small_are_told(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -91,7 +91,7 @@ def test_ranks_of_other_runs_or_unequal_shares_are_refused(patterns, tiny):
         rank, size = 1, 2
 
         def share(self, make):
-            return {"config": tiny.replace(seed=7).model_dump(), "data_sha256": "another's"}
+            return {"config": tiny.replace(seed=7).model_dump(mode="json"), "data_sha256": "another's"}
 
     with pytest.raises(ConfigError, match="Rank 1 has another run than rank 0: seed 7 there, 0 here, other images"):
         fit(tiny, patterns, ranks=Second())

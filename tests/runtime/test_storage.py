@@ -60,7 +60,7 @@ def test_a_lock_names_its_owner_and_is_free_when_that_is_killed_even_if_its_chil
             lock(tmp_path)
         owner.kill()
         owner.wait()
-        lock(tmp_path).release()
+        lock(tmp_path).lock.release()
     finally:
         os.killpg(owner.pid, 9)
 
