@@ -50,8 +50,6 @@ OfImages = settings(
 )
 DataSet = Annotated[str, about("Name of the data set.")]
 Preset = Annotated[str, about(f"One of {', '.join(PRESETS)}.")]
-Model = Annotated[str, about("A model.safetensors, or the folder of a finished run or of `cluster --out`.")]
-Source = Annotated[str, about("A folder, an image, or - for paths on standard input.", allow_leading_hyphen=True)]
 RunsDir = Annotated[str, about("Folder of runs.")]
 DataDir = Annotated[str, about("Folder of data sets; else $CCREPRO_DATA, else data/.")]
 Names = tuple[str, ...]
@@ -153,27 +151,6 @@ def print_recipe(dataset: DataSet, /, **given: Unpack[OfRecipe]) -> None:
 
 
 @app.command
-def evaluate(
-    model: Model = "",
-    /,
-    *,
-    authors_checkpoint: Annotated[str, about("In place of MODEL, checkpoint_N.tar of the authors' code.")] = "",
-    dataset: Annotated[str, about("Its name; else the one that the model was trained on.")] = "",
-    backbone: Annotated[str, about("Of the authors' checkpoint.")] = "resnet34",
-    data_dir: DataDir = "",
-) -> None:
-    """Score a trained model on a data set: NMI, ACC, ARI."""
-    if bool(model) == bool(authors_checkpoint):
-        raise ConfigError("Give a MODEL, or --authors-checkpoint FILE.")
-    from ccrepro.own_images import predict
-
-    if model:
-        predict.evaluate(model, dataset or None, data_dir)
-    else:
-        predict.evaluate_authors(authors_checkpoint, recipe(dataset or "cifar10", backbone=backbone), data_dir)
-
-
-@app.command
 def cluster(
     folder: Annotated[str, about("Images, in it and in its sub-folders.")],
     /,
@@ -189,22 +166,6 @@ def cluster(
     from ccrepro.own_images import cluster
 
     cluster.run(folder, config.n_clusters, out, skip_bad, pretrained, given)
-
-
-@app.command
-def predict(model: Model, source: Source, /) -> None:
-    """Print the cluster of each image, one JSON line each as soon as it is known."""
-    from ccrepro.own_images import predict
-
-    predict.predict(model, source)
-
-
-@app.command
-def embed(model: Model, source: Source, /, *, out: Annotated[str, about("FILE.npz")]) -> None:
-    """Write the features of each image to one .npz file."""
-    from ccrepro.own_images import predict
-
-    predict.embed(model, source, out)
 
 
 @app.command(help_epilogue="Variants: " + "; ".join(f"{name}: {v.about}" for name, v in VARIANTS.items()) + ".")
@@ -259,6 +220,9 @@ def bench(
 
 # What needs no settings stands in its room, whose function is the command; it is imported when it is called.
 ROOMS = {
+    "predict": ("ccrepro.own_images.predict:predict", "Print the cluster of each image, one JSON line each."),
+    "embed": ("ccrepro.own_images.predict:embed", "Write the features of each image to one .npz file."),
+    "evaluate": ("ccrepro.own_images.predict:evaluate", "Score a trained model on a data set: NMI, ACC, ARI."),
     "datasets": ("ccrepro.data:command", "List the data sets, or get one."),
     "table": ("ccrepro.reproduce.tables:show", "Print a table of the paper: reported numbers beside ours."),
     "publish": (

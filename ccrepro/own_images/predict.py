@@ -5,35 +5,41 @@ import json
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
+from cyclopts import Parameter
 from tqdm.std import tqdm
 
 from ccrepro import data
-from ccrepro.config import Config
 from ccrepro.data.images import BadImage
 from ccrepro.errors import ConfigError, ImageError
 from ccrepro.evaluate import evaluate as clustered
 from ccrepro.evaluate import score
-from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.own_images import inputs
-from ccrepro.recipes import OWN
+from ccrepro.recipes import OWN, recipe
 from ccrepro.runs import streaming
 from ccrepro.runs.authors_checkpoint import load_authors
 from ccrepro.runs.weights import load_model
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
 
+Source = Annotated[str, Parameter(allow_leading_hyphen=True)]  # since it may be "-"
 
-def predict(model_path: str, source: str) -> None:
-    """Print a JSON line for each image of a folder, or of the paths on standard input ("-"), as soon as it is known.
+
+def predict(model: str, source: Source, /) -> None:
+    """Print the cluster of each image, one JSON line each as soon as it is known.
 
     The line of a bad image has ``error``; if there were any, raises `ImageError` at the end.
+
+    Args:
+        model: A model.safetensors, or the folder of a finished run or of `cluster --out`.
+        source: A folder, an image, or - for paths on standard input.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8; a name's other bytes are escaped
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     images = bad = 0
-    for path, found in _predictions(model_path, source, bar=not sys.stdout.isatty()):
+    for path, found in _predictions(model, source, bar=not sys.stdout.isatty()):
         if isinstance(found, BadImage):
             line, bad = {"error": str(found)}, bad + 1
         else:
@@ -43,15 +49,20 @@ def predict(model_path: str, source: str) -> None:
     _check_none_bad(bad, images)
 
 
-def embed(model_path: str, source: str, out: str) -> None:
-    """Write path, cluster, confidence, z (N, D) and h (N, F) of all images to an .npz file.
+def embed(model: str, source: Source, /, *, out: str) -> None:
+    """Write the features of each image to one .npz file: path, cluster, confidence, z (N, D) and h (N, F).
 
     Bad images are left out; if there were any, raises `ImageError` at the end.
+
+    Args:
+        model: A model.safetensors, or the folder of a finished run or of `cluster --out`.
+        source: A folder, an image, or - for paths on standard input.
+        out: The file, NAME.npz.
     """
     if Path(out).suffix != ".npz":
         raise ConfigError(f"Cannot write {out}. Give a file that ends in .npz.")
     good, bad = [], []
-    for path, found in _predictions(model_path, source):
+    for path, found in _predictions(model, source):
         (bad if isinstance(found, BadImage) else good).append((path, found))
     for path, error in bad:
         print(f"left out: {path}: {error}", file=sys.stderr)
@@ -86,29 +97,41 @@ def _check_none_bad(bad: int, images: int) -> None:
         raise ImageError(f"{bad} of {images} images are bad, as named above. Leave them out.")
 
 
-def evaluate(model_path: str, dataset: str | None, data_dir: str) -> None:
-    """Print the scores of a saved model on a data set, or on the one that it was trained on."""
-    model, config, _ = load_model(model_path)
-    if dataset is None and config.dataset == OWN:
+def evaluate(
+    model: str = "",
+    /,
+    *,
+    authors_checkpoint: str = "",
+    dataset: str = "",
+    backbone: str = "resnet34",
+    data_dir: str = "",
+) -> None:
+    """Score a trained model on a data set: NMI, ACC, ARI.
+
+    Args:
+        model: A model.safetensors, or the folder of a finished run.
+        authors_checkpoint: In place of MODEL, checkpoint_N.tar of the authors' code.
+        dataset: Its name; else the one that the model was trained on.
+        backbone: Of the authors' checkpoint.
+        data_dir: Folder of data sets; else $CCREPRO_DATA, else data/.
+    """
+    if bool(model) == bool(authors_checkpoint):
+        raise ConfigError("Give a MODEL, or --authors-checkpoint FILE.")
+    if model:
+        network, config, _ = load_model(model)
+    else:
+        config = recipe(dataset or "cifar10", backbone=backbone)
+        network, epoch = load_authors(authors_checkpoint, config)
+        named = f"{config.backbone}, K={config.n_clusters}, epoch {epoch} as stored"
+        print(f"{Path(authors_checkpoint).name}: {named}", flush=True)
+    dataset = dataset or config.dataset
+    if dataset == OWN:
         raise ConfigError("This model was trained on images without labels. Name a data set with --dataset.")
-    _score(model, config, dataset or config.dataset, data_dir)
-
-
-def evaluate_authors(path: str, config: Config, data_dir: str) -> None:
-    """Print the scores of a checkpoint of the authors' code on the data set of the settings."""
-    model, epoch = load_authors(path, config)
-    print(f"{Path(path).name}: {config.backbone}, K={config.n_clusters}, epoch {epoch} as stored", flush=True)
-    _score(model, config, config.dataset, data_dir)
-
-
-def _score(model: ContrastiveClusteringModel, config: Config, dataset: str, data_dir: str) -> None:
-    known, channels = data.load(dataset, data_dir), model.channels
-    if known.labels is None:
-        raise ImageError(f"{dataset} has no labels to score with. Use predict.")
-    if known.images.shape[1] != channels:
-        what = f"{dataset} has images of {known.images.shape[1]} channels, but the model takes {channels}"
+    known = data.load(dataset, data_dir)
+    if known.images.shape[1] != network.channels:
+        what = f"{dataset} has images of {known.images.shape[1]} channels, but the model takes {network.channels}"
         raise ImageError(f"{what}. Choose another data set.")
-    found = clustered(config, known, model.to(choose_device(config.device)))
+    found = clustered(config, known, network.to(choose_device(config.device)))
     names = ("k-means on features",) if config.heads == "instance" else ("cluster head", "k-means on features")
     for name, values in zip(names, score(config, known, found).values(), strict=False):
         print(f"{dataset}, {name}: {'  '.join(f'{metric.upper()} {value:.4f}' for metric, value in values.items())}")

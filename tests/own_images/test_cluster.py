@@ -79,7 +79,7 @@ def test_images_of_any_name_get_through(tmp_path, save_images, capsys):
     originals = [unquote_to_bytes(link) for link in links(out / "index.html", "href") if link[0] != "#"]
     assert {os.path.basename(link) for link in originals} == set(names)
     assert all(os.path.exists(os.path.join(os.fsencode(out), link)) for link in originals)
-    predict.embed(out, str(folder), str(tmp_path / "e.npz"))
+    predict.embed(out, str(folder), out=str(tmp_path / "e.npz"))
     with np.load(tmp_path / "e.npz") as arrays:
         assert {os.fsencode(os.path.basename(path)) for path in arrays["path"]} == set(names)
 

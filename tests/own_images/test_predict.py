@@ -74,7 +74,7 @@ def test_embed_writes_features_of_what_can_be_read(folder, clustered, tmp_path, 
     good = [str(path) for path in sorted((folder / "a").iterdir())]
     monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(["nowhere.png", *good])))
     with pytest.raises(ImageError, match="1 of 17 images are bad"):
-        predict.embed(clustered, "-", str(tmp_path / "e.npz"))
+        predict.embed(clustered, "-", out=str(tmp_path / "e.npz"))
     assert "left out: nowhere.png: no such file" in capsys.readouterr().err
     with np.load(tmp_path / "e.npz") as arrays:
         assert arrays["path"].tolist() == good
@@ -82,13 +82,13 @@ def test_embed_writes_features_of_what_can_be_read(folder, clustered, tmp_path, 
         np.testing.assert_allclose(np.linalg.norm(arrays["z"], axis=1), 1, atol=1e-5)
         assert len(arrays["h"]) == len(arrays["cluster"]) == len(arrays["confidence"]) == 16
     with pytest.raises(ConfigError, match=r"ends in \.npz"):
-        predict.embed(clustered, str(folder), str(tmp_path / "e.txt"))
+        predict.embed(clustered, str(folder), out=str(tmp_path / "e.txt"))
 
 
 def test_a_model_without_a_trained_cluster_head_is_scored_by_kmeans_alone(tmp_path, capsys):
     config = recipe("digits", "demo", "instance-only")
     save_model(build(config, 1), config, tmp_path / "model.safetensors")
-    predict.evaluate(tmp_path, None, "")
+    predict.evaluate(tmp_path)
     assert re.findall(r"digits, (.*?):", capsys.readouterr().out) == ["k-means on features"]
     with pytest.raises(ConfigError, match="no trained cluster head"):
         predict.predict(tmp_path, str(tmp_path))
@@ -99,7 +99,7 @@ def test_evaluate_scores_as_a_record_does(digits, tmp_path, capsys):
     model, _ = resume.fit(config, digits)
     expected = score(config, digits, evaluate(config, digits, model))
     save_model(model, config, tmp_path / "model.safetensors")
-    predict.evaluate(tmp_path, None, "")
+    predict.evaluate(tmp_path)
     printed = capsys.readouterr().out
     for name, key in (("cluster head", "scores"), ("k-means on features", "scores_kmeans_on_features")):
         nmi, acc, ari = expected[key].values()
@@ -108,6 +108,6 @@ def test_evaluate_scores_as_a_record_does(digits, tmp_path, capsys):
 
 def test_images_of_your_own_have_no_labels_and_other_channels_do_not_fit(clustered):
     with pytest.raises(ConfigError, match="Name a data set"):
-        predict.evaluate(clustered, None, "")
+        predict.evaluate(clustered)
     with pytest.raises(ImageError, match="digits has images of 1 channels, but the model takes 3"):
-        predict.evaluate(clustered, "digits", "")
+        predict.evaluate(clustered, dataset="digits")

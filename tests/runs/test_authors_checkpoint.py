@@ -106,7 +106,7 @@ def test_they_are_scored_on_a_data_set(tmp_path, capsys, monkeypatch):
     cifar = data.ImageSet("cifar10", images, np.full((20, 2), 32), labels, tuple("0123456789"), "made here")
     monkeypatch.setattr(data, "load", lambda name, root: cifar)
     authors_file(tmp_path / "c.tar", epoch=0)
-    predict.evaluate_authors(tmp_path / "c.tar", recipe("cifar10", "paper", backbone="resnet18"), "")
+    predict.evaluate(authors_checkpoint=tmp_path / "c.tar", backbone="resnet18")
     printed = capsys.readouterr().out
     assert "c.tar: resnet18, K=10, epoch 0 as stored" in printed
     assert "cifar10, cluster head: NMI" in printed
