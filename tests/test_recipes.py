@@ -3,7 +3,7 @@ import pytest
 from ccrepro.config import Config
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError
-from ccrepro.recipes import OWN, RECIPES, VARIANTS, check_fits, overrides, own_recipe, recipe, run_name
+from ccrepro.recipes import RECIPES, VARIANTS, check_fits, overrides, recipe, run_name
 
 # The published settings (§4.1 and §4.2 of the paper, the authors' code where it is silent), written out.
 PUBLISHED = {
@@ -105,33 +105,3 @@ def test_a_baseline_needs_no_batch():
     check_fits(recipe("digits", "demo", "kmeans-pixels"), 20, "your set")
     with pytest.raises(ConfigError, match="batch_size is 128, but your set has 20 images"):
         check_fits(recipe("digits", "demo"), 20, "your set")
-
-
-@pytest.mark.parametrize(
-    ("n", "side", "pretrained", "expected"),
-    [
-        (100, 8, False, {"backbone": "small", "stem": "cifar", "image_size": 8, "batch_size": 32, "lr": 0.025}),
-        (1000, 64, False, {"backbone": "resnet18", "stem": "cifar", "image_size": 64, "batch_size": 125}),
-        (9000, 300, False, {"backbone": "resnet18", "stem": "imagenet", "image_size": 128, "batch_size": 256}),
-        (9000, 32, True, {"backbone": "resnet18", "stem": "imagenet", "image_size": 128, "lr": 0.02, "epochs": 30}),
-        (20, 3, False, {"image_size": 4, "batch_size": 20}),
-    ],
-)
-def test_settings_for_anybodys_images_follow_their_number_and_size(n, side, pretrained, expected):
-    config = own_recipe(5, n, (3, side, side + 10), pretrained)
-    assert {name: getattr(config, name) for name in expected} == pytest.approx(expected)
-    assert (config.dataset, config.preset, config.n_clusters) == (OWN, OWN, 5)
-    assert own_recipe(5, n, (3, side, side), pretrained, epochs=3, lr=0.1).lr == 0.1
-
-
-@pytest.mark.parametrize(
-    ("chosen", "told"),
-    [
-        ({"n_clusters": 21}, "n_clusters is 21, but your set has 20 images"),
-        ({"heads": "instance"}, "heads is instance"),
-        ({"baseline": "kmeans"}, "baseline is kmeans"),
-    ],
-)
-def test_settings_that_anybodys_images_cannot_have(chosen, told):
-    with pytest.raises(ConfigError, match=told):
-        own_recipe(**{"n_clusters": 5, "n_images": 20, "shape": (3, 32, 32), "pretrained": False, **chosen})

@@ -19,7 +19,8 @@ from ccrepro.evaluate import evaluate
 from ccrepro.loss import cluster_loss, instance_loss
 from ccrepro.metrics import accuracy
 from ccrepro.model import build
-from ccrepro.recipes import own_recipe, recipe
+from ccrepro.own_images.recipe import own_recipe
+from ccrepro.recipes import recipe
 from ccrepro.runtime.distributed import ALONE
 
 

@@ -24,7 +24,7 @@ from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.own_images import gallery, inputs
 from ccrepro.own_images.estimator import view_agreement
 from ccrepro.own_images.pretrained import start
-from ccrepro.recipes import own_recipe
+from ccrepro.own_images.recipe import own_recipe
 from ccrepro.runs import resume, streaming
 from ccrepro.runs.checkpoints import Checkpoints
 from ccrepro.runs.record import EpochLog

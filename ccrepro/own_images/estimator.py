@@ -21,7 +21,8 @@ from ccrepro.data import ImageSet, as_tensor
 from ccrepro.errors import ConfigError, ImageError
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.own_images import inputs, pretrained
-from ccrepro.recipes import OWN, overrides, own_recipe
+from ccrepro.own_images.recipe import own_recipe
+from ccrepro.recipes import OWN, overrides
 from ccrepro.runs import resume, streaming
 from ccrepro.runs.weights import load_model, save_model
 from ccrepro.runtime.device import choose_device
@@ -42,7 +43,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     ----------
     n_clusters : K, 2 or more.
     epochs, batch_size, image_size, backbone, flip : settings of `ccrepro.config.Config`; None chooses by the number
-        of images and their size (`ccrepro.recipes.own_recipe`). Use ``flip=0`` where a mirrored image means something
+        of images and their size (`ccrepro.own_images.recipe`). Use ``flip=0`` where a mirrored image means something
         else, as with digits.
     pretrained : "imagenet", or the path of a file with torchvision's weights: the backbone's start.
     settings : a dict of other settings of `Config`.

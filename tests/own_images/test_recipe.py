@@ -1,0 +1,35 @@
+import pytest
+
+from ccrepro.errors import ConfigError
+from ccrepro.own_images.recipe import own_recipe
+from ccrepro.recipes import OWN
+
+
+@pytest.mark.parametrize(
+    ("n", "side", "pretrained", "expected"),
+    [
+        (100, 8, False, {"backbone": "small", "stem": "cifar", "image_size": 8, "batch_size": 32, "lr": 0.025}),
+        (1000, 64, False, {"backbone": "resnet18", "stem": "cifar", "image_size": 64, "batch_size": 125}),
+        (9000, 300, False, {"backbone": "resnet18", "stem": "imagenet", "image_size": 128, "batch_size": 256}),
+        (9000, 32, True, {"backbone": "resnet18", "stem": "imagenet", "image_size": 128, "lr": 0.02, "epochs": 30}),
+        (20, 3, False, {"image_size": 4, "batch_size": 20}),
+    ],
+)
+def test_settings_for_anybodys_images_follow_their_number_and_size(n, side, pretrained, expected):
+    config = own_recipe(5, n, (3, side, side + 10), pretrained)
+    assert {name: getattr(config, name) for name in expected} == pytest.approx(expected)
+    assert (config.dataset, config.preset, config.n_clusters) == (OWN, OWN, 5)
+    assert own_recipe(5, n, (3, side, side), pretrained, epochs=3, lr=0.1).lr == 0.1
+
+
+@pytest.mark.parametrize(
+    ("chosen", "told"),
+    [
+        ({"n_clusters": 21}, "n_clusters is 21, but your set has 20 images"),
+        ({"heads": "instance"}, "heads is instance"),
+        ({"baseline": "kmeans"}, "baseline is kmeans"),
+    ],
+)
+def test_settings_that_anybodys_images_cannot_have(chosen, told):
+    with pytest.raises(ConfigError, match=told):
+        own_recipe(**{"n_clusters": 5, "n_images": 20, "shape": (3, 32, 32), "pretrained": False, **chosen})
