@@ -15,8 +15,8 @@ from torch import Tensor
 from ccrepro import augmentations
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
+from ccrepro.drawing import COLORS, draw_image, draw_map, figure, grid, image_rows, panels
 from ccrepro.evaluate import Clustering
-from ccrepro.figure_style import COLORS, draw_image, draw_map, figure, grid, image_rows, panels
 from ccrepro.lesson.demos import color_config
 
 POSITIVE, NEGATIVE = COLORS[3], COLORS[0]  # orange: what attracts; blue: what repels

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ccrepro.data.registry import DATASETS
-from ccrepro.figure_style import COLORS, STYLE, draw_image, draw_map, figure, grid, image_rows, panels, small_png
+from ccrepro.drawing import COLORS, STYLE, draw_image, draw_map, figure, grid, image_rows, panels, small_png
 from ccrepro.reproduce.records import Record, reported
 from ccrepro.reproduce.tables import cells
 from ccrepro.runtime import storage

@@ -77,7 +77,7 @@ def _translated(error: Any, path: Path) -> CcreproError:
 
 def _reproducible(notebook: Any) -> Any:
     """The notebook without times, machine, random ids and widgets, with small figures: equal runs give equal files."""
-    from ccrepro.figure_style import small_png  # late: matplotlib
+    from ccrepro.drawing import small_png  # late: matplotlib
 
     notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {}), "language_info": {"name": "python"}}
     for number, cell in enumerate(notebook.cells):
