@@ -26,7 +26,7 @@ from ccrepro.runs.record import run_folder
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 REPRODUCE = "-m ccrepro reproduce --seeds 0 --variants kmeans-pixels nmf-pixels"
-# Training with a checkpoint after each step, in place of one every ten seconds.
+# Training with a checkpoint after each step, in place of one a minute.
 TRAIN = """import sys
 from ccrepro import cli
 from ccrepro.runs.checkpoints import Checkpoints
