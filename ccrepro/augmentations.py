@@ -1,11 +1,11 @@
-"""The pair-construction backbone (§3.1): draw the parameters of every view, then apply them to a whole batch.
+"""The random views of the images (§3.1): draw the parameters of every view, then apply them to a whole batch.
 
-``draw`` makes all random numbers, on the CPU; ``apply`` is a deterministic function of images and parameters. Every
-image has its own parameters, its own order of the four colour operations included. Given the same parameters, each
-operation equals torchvision's on that image (float input, antialias on). `ccrepro.runtime.fused_views` has the colour
-operations in another form with the same result, for GPUs and compilers.
+``draw`` takes all random numbers, on the CPU; ``apply`` is a deterministic function of images and parameters. Every
+image has its own parameters, and its own order of the four colour operations. Given the same parameters, each operation
+equals torchvision's on that image (float input, antialias on). `ccrepro.runtime.fused_views` has the colour operations
+in another form with the same result, for GPUs and compilers.
 
-Letters: N views, C channels (1 or 3), H, W sides of the image, S side of the view.
+Letters: N views, C channels (1 or 3), H and W the sides of the image, S the side of the view.
 """
 
 import dataclasses
@@ -20,13 +20,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ccrepro.config import Config
-from ccrepro.runtime import fused_views
+from ccrepro.runtime import fused_views, rows
 from ccrepro.runtime.fused_views import BRIGHTNESS, CONTRAST, HUE, SATURATION
 
 ORDERS = torch.tensor([*itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))], dtype=torch.int8)  # (24, 4)
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height of a crop [code]
 BLUR_KERNEL, BLUR_SIGMA = 23, (0.1, 2.0)  # taps per axis; range of the standard deviation in pixels [code]
 TRIES = 10  # attempts at a crop box that fits, as torchvision makes them
+AT_ONCE = 2**18  # pixels of the views that a CPU makes at once, so that they stay in its cache
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,8 @@ class Parameters:
     grayscale: Tensor  # (N,) bool
     sigma: Tensor | None  # (N,) standard deviation of the blur in pixels of the view; 0 is no blur
 
-    def __getitem__(self, rows: slice | Tensor) -> "Parameters":
-        return self._each(lambda field: field[rows])
+    def __getitem__(self, views: slice | Tensor) -> "Parameters":
+        return self._each(lambda field: field[views])
 
     def to(self, device: torch.device) -> "Parameters":
         return self._each(lambda field: field.to(device))
@@ -92,33 +93,34 @@ def _draw_box(uniform: Callable[..., Tensor], sizes: Tensor, config: Config) -> 
     first = fits.int().argmax(1, keepdim=True)
     w, h = w.gather(1, first), h.gather(1, first)
     top, left = torch.floor(uniform(0, 1, 1) * (height - h + 1)), torch.floor(uniform(0, 1, 1) * (width - w + 1))
-    box = torch.cat((top, left, h, w), 1)
-    return torch.where(fits.any(1, keepdim=True), box, _centre_box(height, width))
-
-
-def _centre_box(height: Tensor, width: Tensor) -> Tensor:
-    """(N, 4) the largest central boxes within the allowed ratios, of images of (N, 1) height and width."""
+    # No try fits: the largest central box within the allowed ratios.
     low, high = CROP_RATIO
-    w, h = torch.minimum(width, torch.round(height * high)), torch.minimum(height, torch.round(width / low))
-    return torch.cat((torch.floor((height - h) / 2), torch.floor((width - w) / 2), h, w), 1)
+    most_w, most_h = torch.minimum(width, torch.round(height * high)), torch.minimum(height, torch.round(width / low))
+    centre = (torch.floor((height - most_h) / 2), torch.floor((width - most_w) / 2), most_h, most_w)
+    return torch.where(fits.any(1, keepdim=True), torch.cat((top, left, h, w), 1), torch.cat(centre, 1))
 
 
 def apply(images: Tensor, parameters: Parameters, size: int, compiled: bool = False) -> Tensor:
-    """Views: uint8 images (N, C, H, W) → float (N, C, S, S) in [0, 1], S = ``size``.
+    """Make the views: uint8 images (N, C, H, W) → float (N, C, S, S) in [0, 1], S = ``size``.
 
     Order as in the authors' code: crop, flip, (affine map,) colour jitter, greyscale, blur. ``compiled`` lets
     `torch.compile` fuse all but the blur: half a minute once per shape of batch, then several times as fast.
     """
-    x = (_compiled_sharp() if compiled else sharp)(images, parameters, size)
+    fused = compiled or images.is_cuda
+    few = len(images) if fused else max(1, AT_ONCE // size**2)
+    if len(images) > few:
+        starts = range(0, len(images), few)
+        return torch.cat([apply(images[i : i + few], parameters[i : i + few], size) for i in starts])
+    x = (_compiled_sharp() if compiled else sharp)(images, parameters, size, fused)
     return x if parameters.sigma is None else gaussian_blur(x, parameters.sigma)
 
 
-def sharp(images: Tensor, parameters: Parameters, size: int) -> Tensor:
+def sharp(images: Tensor, parameters: Parameters, size: int, fused: bool) -> Tensor:
     """The views before their blur: uint8 (N, C, H, W) → float (N, C, S, S) in [0, 1]."""
     x = resized_crop(_floats(images), parameters.box, parameters.flip, size)
     if parameters.affine is not None:
         x = affine(x, parameters.affine)
-    if torch.compiler.is_compiling() or x.is_cuda:
+    if fused:
         drawn = (parameters.jitter, parameters.factors, parameters.order, parameters.grayscale)
         return fused_views.color_jitter(x, *drawn)
     return color_jitter(x, parameters)
@@ -132,33 +134,21 @@ def _compiled_sharp() -> Callable[..., Tensor]:
 def eval_view(images: Tensor, size: int) -> Tensor:
     """The images as they are scored: uint8 (N, C, H, W) → float (N, C, S, S), resized without keeping the aspect."""
     n, _, height, width = images.shape
-    box = torch.zeros(n, 4, device=images.device)
-    box[:, 2], box[:, 3] = height, width  # filled there: a tensor made here would have to be waited for
-    return resized_crop(_floats(images), box, torch.zeros(n, dtype=torch.bool, device=images.device), size)
+    zero = torch.zeros(n, device=images.device)
+    box = torch.stack((zero, zero, zero + height, zero + width), 1)
+    return resized_crop(_floats(images), box, zero.bool(), size)
 
 
 def _floats(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) → floats in [0, 1] of the same shape, in memory as (N, H, C, W), which a resize works on."""
-    return images.transpose(1, 2).contiguous().float().div_(255).transpose(1, 2)
+    """uint8 (N, C, H, W) → floats in [0, 1] of the same shape, stored as (N, W, C, H), which `resized_crop` reads."""
+    return images.permute(0, 3, 1, 2).contiguous().float().div_(255).permute(0, 2, 3, 1)
 
 
 def resized_crop(x: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crop, resize (bilinear, antialiased) and flip as two matrix products: float (N, C, H, W) → (N, C, S, S).
-
-    Compiled, the first gives way to a sum of the few rows that each new row needs.
-    """
+    """Crop, resize (bilinear, antialiased) and flip, columns first: float (N, C, H, W) → (N, C, S, S)."""
     top, left, height, width = box.unbind(1)
-    # The channels stand between the rows and the columns, so that no matrix is copied for every channel.
-    x = (fused_views.rows_of_few if torch.compiler.is_compiling() else _rows)(x.transpose(1, 2), top, height, size)
-    columns = fused_views.resize_weights(width, fused_views.pixels_from(left, x.shape[3]), size)
-    columns = torch.where(flip[:, None, None], columns.flip(1), columns)
-    return (x.flatten(1, 2) @ columns.mT).unflatten(1, x.shape[1:3]).transpose(1, 2)
-
-
-def _rows(x: Tensor, top: Tensor, height: Tensor, size: int) -> Tensor:
-    """New rows as one matrix product: (N, H, C, W) → (N, S, C, W)."""
-    weights = fused_views.resize_weights(height, fused_views.pixels_from(top, x.shape[1]), size)
-    return (weights @ x.flatten(2)).unflatten(2, x.shape[2:])
+    x = rows.resize(x.mT, left, width, size, flip).mT
+    return rows.resize(x, top, height, size)
 
 
 def affine(x: Tensor, parameters: Tensor) -> Tensor:
@@ -166,10 +156,8 @@ def affine(x: Tensor, parameters: Tensor) -> Tensor:
     angle, shift_x, shift_y, shear_x, shear_y = parameters.unbind(1)
     angle, shear_x, shear_y = (torch.deg2rad(v) for v in (angle, shear_x, shear_y))
     # Forward map, of determinant 1, as in torchvision.transforms.functional.affine; sampling needs its inverse.
-    a = torch.cos(angle - shear_y) / torch.cos(shear_y)
-    b = -torch.cos(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) - torch.sin(angle)
-    c = torch.sin(angle - shear_y) / torch.cos(shear_y)
-    d = -torch.sin(angle - shear_y) * torch.tan(shear_x) / torch.cos(shear_y) + torch.cos(angle)
+    a, c = torch.cos(angle - shear_y) / torch.cos(shear_y), torch.sin(angle - shear_y) / torch.cos(shear_y)
+    b, d = -a * torch.tan(shear_x) - torch.sin(angle), torch.cos(angle) - c * torch.tan(shear_x)
     inverse = torch.stack((d, -b, -c, a), 1).reshape(-1, 2, 2)
     shift = torch.stack((shift_x, shift_y), 1)[:, :, None] * (2 / x.shape[-1])
     grid = F.affine_grid(torch.cat((inverse, -inverse @ shift), 2), list(x.shape), align_corners=False)
@@ -182,25 +170,29 @@ def color_jitter(x: Tensor, parameters: Parameters) -> Tensor:
     Saturation and hue leave an image of one channel as it is, as in torchvision.
     """
     operations = (brightness, contrast, saturation, hue) if x.shape[1] == 3 else (brightness, contrast)
-    x = x.clone()
+    x = x.clone(memory_format=torch.contiguous_format)
     for position in range(4):
         for number, operation in enumerate(operations):
             chosen = (parameters.jitter & (parameters.order[:, position] == number)).nonzero()[:, 0]
-            x[chosen] = operation(x[chosen], _per_image(parameters.factors[chosen, number]))
-    return torch.where(_per_image(parameters.grayscale), luminance(x), x) if x.shape[1] == 3 else x
+            if len(chosen):
+                factor = parameters.factors[chosen, number].view(-1, 1, 1, 1)
+                x.index_copy_(0, chosen, operation(x.index_select(0, chosen), factor))
+    gray = parameters.grayscale.nonzero()[:, 0]
+    x[gray] = luminance(x[gray])
+    return x
 
 
 def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).clamp(0, 1)
+    return (x * factor).clamp_(0, 1)
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
     mean = luminance(x).mean((1, 2, 3), keepdim=True)
-    return (factor * x + (1 - factor) * mean).clamp(0, 1)
+    return (x * factor).add_((1 - factor) * mean).clamp_(0, 1)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return (factor * x + (1 - factor) * luminance(x)).clamp(0, 1)
+    return torch.lerp(luminance(x), x, factor).clamp_(0, 1)
 
 
 def hue(x: Tensor, shift: Tensor) -> Tensor:
@@ -213,49 +205,11 @@ def luminance(x: Tensor) -> Tensor:
     return fused_views.gray_of(x.unbind(1)).unsqueeze(1)
 
 
-BLOCK = 32  # rows of a view that are blurred at once
-
-
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel: int = BLUR_KERNEL) -> Tensor:
-    """Blur with ``kernel`` taps and mirrored border where sigma > 0: float (N, C, S, S) → the same.
+    """Blur with ``kernel`` taps and mirrored border where sigma, (N,), is not 0: float (N, C, S, S) → the same.
 
-    On a CPU only the images that drew a blur are touched; on a GPU, which would have to wait for their number, all.
+    A CPU blurs only the images that drew it. A GPU blurs all: it would have to wait for the number of these.
     """
-    if x.is_cuda:
-        return _blurred(x, sigma, kernel)
-    chosen = (sigma > 0).nonzero()[:, 0]
-    x = x.clone()
-    x[chosen] = _blurred(x[chosen], sigma[chosen], kernel)
-    return x
-
-
-def _blurred(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    offset = torch.arange(kernel, device=sigma.device) - kernel // 2
-    taps = torch.exp(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2)
-    taps = taps / taps.sum(1, keepdim=True)  # (N, kernel); one tap where sigma is 0
-    return _blur_rows(_blur_rows(x, taps).mT.contiguous(), taps).mT
-
-
-def _blur_rows(x: Tensor, taps: Tensor) -> Tensor:
-    """Blur along the rows by one matrix product for each block of them: (N, C, H, W), (N, taps) → (N, C, H, W).
-
-    All blocks share one banded matrix, (N, BLOCK, BLOCK + taps - 1): a seventh of the work of the whole one at 224.
-    """
-    height, width = x.shape[2], taps.shape[1]
-    source = torch.arange(-(width // 2), height + width // 2, device=x.device).remainder(2 * (height - 1))
-    padded = x[:, :, torch.minimum(source, 2 * (height - 1) - source)]  # beyond the border lies the mirrored row
-    block = min(BLOCK, height)
-    tap = torch.arange(block + width - 1, device=x.device) - torch.arange(block, device=x.device)[:, None]
-    band = torch.where((tap >= 0) & (tap < width), taps[:, tap.clamp(0, width - 1)], 0)[:, None]
-    starts = range(0, height, block)
-    rows = [min(block, height - start) for start in starts]
-    parts = [
-        band[..., :n, : n + width - 1] @ padded[:, :, start : start + n + width - 1]
-        for start, n in zip(starts, rows, strict=True)
-    ]
-    return torch.cat(parts, 2)
-
-
-def _per_image(values: Tensor) -> Tensor:
-    """(N,) → (N, 1, 1, 1)."""
-    return values.view(-1, 1, 1, 1)
+    chosen = slice(None) if x.is_cuda else sigma.nonzero()[:, 0]
+    blurred = rows.blur(rows.blur(x[chosen], sigma[chosen], kernel).mT, sigma[chosen], kernel).mT
+    return blurred if x.is_cuda else x.index_copy(0, chosen, blurred)

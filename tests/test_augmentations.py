@@ -93,7 +93,7 @@ def test_an_image_of_one_channel_has_neither_saturation_nor_hue(square, generato
     assert_close(A.color_jitter(square[:, :1] / 255, parameters), square[:, :1] / 255, **CLOSE)
 
 
-@pytest.mark.parametrize(("side", "kernel"), [(20, 3), (20, 23), (70, 23)])  # 70 is larger than a block
+@pytest.mark.parametrize(("side", "kernel"), [(20, 3), (20, 23), (70, 23)])
 def test_blur_equals_torchvision(generator, side, kernel):
     x, sigma = torch.rand(6, 3, side, side, generator=generator), torch.tensor([0.1, 0.0, 0.5, 1.0, 2.0, 0.7])
     theirs = one_by_one(x, lambda i, v: TF.gaussian_blur(v, kernel, sigma[i].item()) if sigma[i] > 0 else v)
@@ -177,10 +177,12 @@ def test_same_generator_gives_same_views(photos):
     assert (a - c).abs().amax((1, 2, 3)).min() > 0.01
 
 
-def test_rows_of_parameters_belong_to_images(photos, generator):
+def test_rows_of_parameters_belong_to_images(photos, generator, monkeypatch):
     parameters = draw(generator, 6, 20, 26, imagenet(image_size=16))
     whole = A.apply(photos, parameters, 16)
     assert_close(A.apply(photos[2:5], parameters[2:5], 16), whole[2:5], **CLOSE)
+    monkeypatch.setattr(A, "AT_ONCE", 4 * 16**2)  # four views at once, and the last two
+    assert_close(A.apply(photos, parameters, 16), whole, **CLOSE)
 
 
 class TestDistributions:

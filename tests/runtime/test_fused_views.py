@@ -28,16 +28,6 @@ def test_colour_jitter_without_branches_is_the_same_function(photos, generator, 
     assert_close(fused, A.color_jitter(x, drawn), **CLOSE)
 
 
-@pytest.mark.parametrize(("n_in", "n_out"), [(12, 12), (12, 40), (40, 12), (37, 5)])
-def test_rows_from_the_few_that_count_are_the_same_rows(n_in, n_out, generator):
-    start, length = torch.rand(2, 200, generator=generator) * n_in
-    start, length = torch.minimum(start, n_in - length), length.clamp(min=0.3)  # off the grid, some inside one pixel
-    start[:60], length[:60] = start[:60].floor(), length[:60].ceil()
-    start[0], length[0] = 0, n_in
-    x = torch.rand(200, n_in, 3, 2, generator=generator)
-    assert_close(fused_views.rows_of_few(x, start, length, n_out), A._rows(x, start, length, n_out), **CLOSE)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None and shutil.which("g++") is None, reason="no C++ compiler")
 def test_compiled_views_are_the_same_views(photos, generator):
