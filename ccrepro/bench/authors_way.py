@@ -17,7 +17,6 @@ from torchvision import transforms
 
 from ccrepro.augmentations import BLUR_KERNEL, BLUR_SIGMA, CROP_RATIO
 from ccrepro.config import Config
-from ccrepro.model import ContrastiveClusteringModel
 
 
 class Views(torch.utils.data.Dataset):
@@ -76,9 +75,7 @@ def cluster_loss(p_a: Tensor, p_b: Tensor, temperature: float = 1.0) -> Tensor:
     return loss
 
 
-def step(
-    model: ContrastiveClusteringModel, optimizer: torch.optim.Optimizer, view_a: Tensor, view_b: Tensor, config: Config
-) -> float:
+def step(model: torch.nn.Module, optimizer: torch.optim.Adam, view_a: Tensor, view_b: Tensor, config: Config) -> float:
     """Two forward passes in fp32, both losses, Adam; the loss is read at once."""
     model.train()
     optimizer.zero_grad()

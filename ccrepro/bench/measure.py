@@ -1,15 +1,13 @@
 """Speed and memory of our way, beside the authors' way and the limit: measured in turns, in one process.
 
-Every time is the median over rounds A B C A B C …, with the smallest and the largest; on a CPU in process CPU time of
-one thread, on a GPU in wall time between synchronisations. What is to be compared are the ratios within one run.
+Every time is the median over rounds A B C A B C …, with the range of its middle half (IQR): process CPU time of one
+thread on a CPU, wall time between synchronisations on a GPU. Compare only ratios, and only within one run.
 """
 
 import itertools
 import json
 import os
 import re
-import statistics
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,24 +32,22 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
 
 Way = Callable[[], Any]  # one call of what is timed
-Row = dict[str, Any]  # what: text, seconds: {way: {median, low, high}}, ratios: {text: number}
+Row = dict[str, Any]  # what: text, seconds: {way: {median, iqr}}, and for a loss peak_bytes: {way: number}
 
-# As in the paper for its data sets, and CIFAR natively: data set, side of the source, of the view, batch.
-AUGMENTATIONS = (("cifar10", 32, 32, 256), ("cifar10", 32, 224, 32), ("imagenet10", 256, 224, 16))
+# As in the paper for its data sets, and CIFAR natively: data set, side of the source, of the view, batch, compiled.
+SIDES = (("cifar10", 32, 32, 256), ("cifar10", 32, 224, 32), ("imagenet10", 256, 224, 16))
+VIEWS = [(*sides, compiled) for sides in SIDES for compiled in (False, True)]
 LOSSES = [("instance", n, 128) for n in (64, 256, 1024, 4096)]  # which of them, N, D or K
 LOSSES += [("cluster", n, k) for n, k in ((256, 10), (256, 20), (256, 200), (256, 1000), (4096, 10), (4096, 200))]
 STEPS = (  # backbone, stem, side of the views, images per step on a CPU and on a GPU
     ("fast-s", "cifar", 20, 256, 512),
-    ("fast-s", "cifar", 32, 64, 512),
     ("fast-m", "cifar", 32, 64, 512),
-    ("small", "cifar", 32, 64, 512),
     ("resnet18", "cifar", 32, 64, 512),
     ("resnet18", "imagenet", 32, 64, 512),
     ("resnet18", "imagenet", 96, 16, 512),
     ("resnet34", "imagenet", 224, 4, 256),
 )
 TURN = {"cpu": 0.1, "cuda": 0.5}  # seconds at least of a way's turn
-MEMORY_LIMIT = 4 * 2**30  # bytes: what would take more in the authors' way is not run in it
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
 
@@ -75,7 +71,7 @@ def run(rounds: int = 7, only: tuple[str, ...] = (), device: str = "auto") -> di
         for case in cases:
             row = measured(place, rounds, *case)
             result[name].append(row)
-            print(", ".join([row["what"], *(f"{k} {v:.3g}" for k, v in row["ratios"].items())]), flush=True)
+            print(", ".join(f"{column} {text}" for column, text in _line(row).items()), flush=True)
             torch.compiler.reset()  # torch keeps eight shapes of a function compiled, and runs others as they are
     return result
 
@@ -91,27 +87,33 @@ def save(result: dict[str, Any], results_dir: str | Path = "results") -> Path:
 
 
 def table(result: dict[str, Any]) -> pd.DataFrame:
-    """One line per measurement: times of each way with their range, and the ratios."""
-    lines = []
-    for row in (row for name in SECTIONS for row in result.get(name, [])):
-        line = {"what": row["what"]}
-        for way in ("authors", "ours", "compiled", "limit"):
-            t = row["seconds"].get(way)
-            line[f"{way}, ms"] = f"{1e3 * t['median']:.3g} ({1e3 * t['low']:.3g}–{1e3 * t['high']:.3g})" if t else "–"
-        lines.append(line | {"ratios": ", ".join(f"{name} {value:.3g}" for name, value in row["ratios"].items())})
-    return pd.DataFrame(lines)
+    """One line per measurement: the time of each way, our speed, the share of the limit that we reach, peak memory."""
+    return pd.DataFrame([_line(row) for name in SECTIONS for row in result.get(name, [])])
+
+
+def _line(row: Row) -> dict[str, str]:
+    line, seconds = {"what": row["what"]}, row["seconds"]
+    for way in ("authors", "ours", "limit"):
+        line[way] = _duration(**seconds[way]) if way in seconds else "–"
+    ours = seconds["ours"]["median"]
+    line["speed"] = f"{seconds['authors']['median'] / ours:.3g}×" if "authors" in seconds else "–"
+    line["efficiency"] = f"{seconds['limit']['median'] / ours:.0%}" if "limit" in seconds else "–"
+    peaks = [f"{row['peak_bytes'][way] / 1e6:.3g}" for way in ("authors", "ours") if way in row.get("peak_bytes", {})]
+    return line | {"peak memory": " → ".join(peaks) + " MB" if peaks else "–"}
+
+
+def _duration(median: float, iqr: float) -> str:
+    return (f"{median:.2f} s" if median >= 1 else f"{1e3 * median:.3g} ms") + f" ± {iqr / median:.0%}"
 
 
 def interleaved(ways: dict[str, Way], rounds: int, device: torch.device) -> dict[str, dict[str, float]]:
-    """Seconds per call of each way: median, smallest and largest over ``rounds`` of turns of at least `TURN`."""
+    """Seconds per call of each way: the median and the IQR over ``rounds`` of turns of at least `TURN`."""
     clock = {"timer": time.process_time} if device.type == "cpu" else {}  # else torch's, which waits for the GPU
-    timers = {name: benchmark.Timer("way()", globals={"way": way}, **clock) for name, way in ways.items()}
-    for timer in timers.values():
+    timers = [benchmark.Timer("way()", globals={"way": way}, description=name, **clock) for name, way in ways.items()]
+    for timer in timers:
         timer.timeit(1)  # and two calls that it makes before: one compiles, one records CUDA graphs, one replays
-    taken = {name: [] for name in ways}
-    for _, (name, timer) in itertools.product(range(rounds), timers.items()):
-        taken[name].append(timer.blocked_autorange(min_run_time=TURN[device.type]).median)
-    return {name: {"median": statistics.median(t), "low": min(t), "high": max(t)} for name, t in taken.items()}
+    turns = [timer.blocked_autorange(min_run_time=TURN[device.type]) for _ in range(rounds) for timer in timers]
+    return {m.task_spec.description: {"median": m.median, "iqr": m.iqr} for m in benchmark.Measurement.merge(turns)}
 
 
 def peak_bytes(way: Way, device: torch.device) -> int:
@@ -123,58 +125,40 @@ def peak_bytes(way: Way, device: torch.device) -> int:
         return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         way()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, "trace.json")
-        profiler.export_chrome_trace(str(path))
-        events = [e for e in json.loads(path.read_text())["traceEvents"] if e.get("name") == "[memory]"]
-    sizes = [e["args"]["Bytes"] for e in sorted(events, key=lambda e: e["ts"])]
-    return max(itertools.accumulate(sizes, initial=0))
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    return max(itertools.accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0))
 
 
-def times(seconds: dict[str, dict[str, float]], fast: str, slow: str) -> float:
-    """How many times as fast one way is as another."""
-    return seconds[slow]["median"] / seconds[fast]["median"]
-
-
-def augmentation(device: torch.device, rounds: int, dataset: str, source: int, side: int, n: int) -> Row:
+def views(device: torch.device, rounds: int, dataset: str, source: int, side: int, n: int, compiled: bool) -> Row:
     """One view of each image of a batch, drawing included; the authors' way runs on the CPU in any case."""
     config = recipe(dataset, "paper", image_size=side)
     images = torch.randint(256, (n, 3, source, source), dtype=torch.uint8)  # what they show takes no time
     theirs, resident, sizes = authors_way.Views(images, config), images.to(device), torch.full((n, 2), source)
     generator = torch.Generator().manual_seed(0)
 
-    def ours(compiled: bool) -> Tensor:
+    def ours() -> Tensor:
         drawn = augmentations.draw(generator, sizes, (source, source), config).to(device)
         return augmentations.apply(resident, drawn, side, compiled)
 
-    ways = {"authors": lambda: [*map(theirs.transform, theirs.images)]}
-    ways |= {"ours": lambda: ours(False), "compiled": lambda: ours(True)}
-    seconds = interleaved(ways, rounds, device)
-    ratios = {f"{way}, times as fast": times(seconds, way, "authors") for way in ("ours", "compiled")}
-    what = f"augmentation, {source} to {side} px{', blur' if config.blur else ''}, {n} views"
-    return {"what": what, "seconds": seconds, "ratios": ratios}
+    seconds = interleaved({"authors": lambda: [*map(theirs.transform, theirs.images)], "ours": ours}, rounds, device)
+    kind = ", blur" * bool(config.blur) + ", compiled" * compiled
+    return {"what": f"{n} views, {source} to {side} px{kind}", "seconds": seconds}
 
 
-def losses(device: torch.device, rounds: int, kind: str, n: int, width: int) -> Row:
+def one_loss(device: torch.device, rounds: int, kind: str, n: int, width: int) -> Row:
     """One of the losses, forward and backward, with the peak memory of each way."""
     x = [torch.randn(n, width, device=device).softmax(1) for _ in "ab"]
-    # The authors' way makes six tensors of all pairs, of rows or of columns by broadcasting.
-    bytes_needed = 6 * 4 * (2 * n) ** 2 if kind == "instance" else 6 * 4 * (2 * width) ** 2 * n
 
     def backward(function: Callable[..., Tensor]) -> None:
         a, b = ((F.normalize(v) if kind == "instance" else v.clone()).requires_grad_() for v in x)
         function(a, b).backward()
 
     ways = {"ours": lambda: backward(getattr(loss, f"{kind}_loss"))}
-    if bytes_needed < MEMORY_LIMIT:
+    if kind == "instance" or n * width**2 < 10**8:  # else the authors' broadcast takes more than 4 GB
         ways["authors"] = lambda: backward(getattr(authors_way, f"{kind}_loss"))
     seconds, peaks = interleaved(ways, rounds, device), {name: peak_bytes(way, device) for name, way in ways.items()}
-    ratios = {}
-    if "authors" in ways:
-        ratios["times as fast"] = times(seconds, "ours", "authors")
-        ratios["share of the memory"] = peaks["ours"] / peaks["authors"]
     what = f"{kind} loss, N = {n}, {'D' if kind == 'instance' else 'K'} = {width}"
-    return {"what": what, "seconds": seconds, "ratios": ratios, "peak_bytes": peaks}
+    return {"what": what, "seconds": seconds, "peak_bytes": peaks}
 
 
 def step(device: torch.device, rounds: int, backbone: str, stem: str, side: int, n_cpu: int, n_gpu: int) -> Row:
@@ -183,11 +167,8 @@ def step(device: torch.device, rounds: int, backbone: str, stem: str, side: int,
     network = {"backbone": backbone, "stem": stem, "image_size": side, "batch_size": n}
     config = train.resolve(recipe("cifar10", "paper", **network, precision="auto", device=device.type))
     ways = {"ours": our_step(config), "authors": authors_step(config), "limit": bare_step(config)}
-    seconds = interleaved(ways, rounds, device)
-    ratios = {"times as fast": times(seconds, "ours", "authors"), "efficiency": times(seconds, "ours", "limit")}
-    ratios["pairs per second"] = n / seconds["ours"]["median"]
     what = f"step, {backbone}, {stem} stem, {side} px, {n} images, {config.precision}"
-    return {"what": what, "seconds": seconds, "ratios": ratios}
+    return {"what": what, "seconds": interleaved(ways, rounds, device)}
 
 
 def image_set(config: Config, n_batches: int) -> ImageSet:
@@ -197,8 +178,7 @@ def image_set(config: Config, n_batches: int) -> ImageSet:
 
 
 def our_step(config: Config) -> Way:
-    """The next step of our loop, over and over through epochs of a few steps; of twenty on a GPU, which waits while an
-    epoch's views are drawn."""
+    """The next step of our loop, through epochs of a few steps (20 on a GPU, which waits while views are drawn)."""
     data = image_set(config, 20 if config.device == "cuda" else 4)
     state, parts = train.start(config, data), batches.passes(config, data)
     views = (pair for epoch in itertools.count() for pair in batches.epoch_pairs(parts, config, epoch))
@@ -237,4 +217,4 @@ def authors_step(config: Config) -> Way:
     return lambda: authors_way.step(model, optimizer, *(view.to(config.device) for view in next(views)), config)
 
 
-SECTIONS = {"augmentation": (augmentation, AUGMENTATIONS), "losses": (losses, LOSSES), "step": (step, STEPS)}
+SECTIONS = {"views": (views, VIEWS), "loss": (one_loss, LOSSES), "step": (step, STEPS)}

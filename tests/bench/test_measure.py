@@ -14,7 +14,8 @@ def test_turns_are_interleaved_and_summed_up(monkeypatch):
     monkeypatch.setitem(measure.TURN, "cpu", 0.01)
     seen = []
     found = measure.interleaved({"a": lambda: seen.append("a"), "b": lambda: seen.append("b")}, 3, CPU)
-    assert all(0 < t["low"] <= t["median"] <= t["high"] for t in found.values())
+    assert list(found) == ["a", "b"]
+    assert all(t["median"] > 0 and t["iqr"] >= 0 for t in found.values())
     turns = [name for name, before in zip(seen, ["", *seen], strict=False) if name != before]
     assert "".join(turns) == "abababab"  # a warm-up of each, and three rounds
 
@@ -32,15 +33,22 @@ def test_peak_memory_is_that_of_the_tensors_alive_at_once():
 @pytest.mark.slow
 def test_a_small_run_is_saved_with_its_table(monkeypatch, root):
     steps = [("resnet18", "imagenet", 32, 4, 4), ("small", "cifar", 8, 4, 4)]
-    monkeypatch.setitem(measure.SECTIONS, "losses", (measure.losses, [("instance", 8, 128), ("cluster", 256, 3)]))
+    monkeypatch.setitem(measure.SECTIONS, "loss", (measure.one_loss, [("instance", 8, 128), ("cluster", 256, 3)]))
     monkeypatch.setitem(measure.SECTIONS, "step", (measure.step, steps))
-    result = measure.run(1, ("losses", "step"), "cpu")
+    result = measure.run(1, ("loss", "step"), "cpu")
     path = measure.save(result)
     assert path.parent == root / "results/bench"
     assert json.loads(path.read_text()) == result
     assert len(path.with_suffix(".md").read_text().splitlines()) == 2 + 2 + 4
-    loss, step = result["losses"][0], result["step"][0]
-    ours, authors, limit = (step["seconds"][way]["median"] for way in ("ours", "authors", "limit"))
-    rate = {"pairs per second": 4 / ours}
-    assert step["ratios"] == {"times as fast": authors / ours, "efficiency": limit / ours} | rate
-    assert loss["ratios"]["share of the memory"] == loss["peak_bytes"]["ours"] / loss["peak_bytes"]["authors"]
+
+
+def test_a_line_of_the_table_says_how_fast_how_near_the_limit_and_how_large():
+    seconds = {"authors": (3, 0.3), "ours": (0.012, 0.0006), "limit": (0.009, 0)}
+    row = {"what": "a", "seconds": {way: {"median": t, "iqr": iqr} for way, (t, iqr) in seconds.items()}}
+    loss = {"what": "b", "seconds": {"ours": row["seconds"]["ours"]}, "peak_bytes": {"ours": 2_500_000}}
+    both = loss | {"peak_bytes": {"ours": 1_000_000, "authors": 94e7}}
+    assert measure.table({"step": [row], "loss": [loss, both]}).to_numpy().tolist() == [
+        ["b", "–", "12 ms ± 5%", "–", "–", "–", "2.5 MB"],
+        ["b", "–", "12 ms ± 5%", "–", "–", "–", "940 → 1 MB"],
+        ["a", "3.00 s ± 10%", "12 ms ± 5%", "9 ms ± 0%", "250×", "75%", "–"],
+    ]
