@@ -16,7 +16,6 @@ from typing import Annotated, Any, TypedDict, Unpack
 
 import yaml
 from cyclopts import App, CycloptsError, Group, Parameter
-from cyclopts.validators import Number
 
 from ccrepro.config import Config
 from ccrepro.errors import CcreproError, ConfigError
@@ -203,21 +202,6 @@ def _option(name: str, value: Any) -> str:
     return f"--{option} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
 
 
-@app.command
-def bench(
-    *,
-    rounds: Annotated[int, about("Turns of each way; 3 for a quick look.", validator=Number(gte=1))] = 7,
-    only: Annotated[Names, about("Some of its sections; then nothing is saved.")] = (),
-    device: Annotated[str, about("auto, cpu or cuda.")] = "auto",
-    results_dir: Annotated[str, about("Folder of results, below which it writes bench/.")] = "results/local",
-) -> None:
-    """Measure our speed beside the authors' way and the limit."""
-    from ccrepro.bench import measure
-
-    result = measure.run(rounds, only, device)
-    print(measure.table(result).to_string(index=False) if only else measure.save(result, results_dir))
-
-
 # What needs no settings stands in its room, whose function is the command; it is imported when it is called.
 ROOMS = {
     "predict": ("ccrepro.own_images.predict:predict", "Print the cluster of each image, one JSON line each."),
@@ -225,6 +209,7 @@ ROOMS = {
     "evaluate": ("ccrepro.own_images.predict:evaluate", "Score a trained model on a data set: NMI, ACC, ARI."),
     "datasets": ("ccrepro.data:command", "List the data sets, or get one."),
     "table": ("ccrepro.reproduce.tables:show", "Print a table of the paper: reported numbers beside ours."),
+    "bench": ("ccrepro.bench.measure:bench", "Measure our speed beside the authors' way and the limit."),
     "publish": (
         "ccrepro.reproduce.readme:publish",
         "For the maintainers: put what was run into results/ and README.md.",

@@ -11,11 +11,13 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from cyclopts import Parameter
+from cyclopts.validators import Number
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import benchmark
@@ -31,6 +33,7 @@ from ccrepro.runs.record import git_commit, hardware, versions
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
 
+Rounds = Annotated[int, Parameter(validator=Number(gte=1))]
 Way = Callable[[], Any]  # one call of what is timed
 Row = dict[str, Any]  # what: text, seconds: {way: {median, iqr}}, and for a loss peak_bytes: {way: number}
 
@@ -50,6 +53,22 @@ STEPS = (  # backbone, stem, side of the views, images per step on a CPU and on 
 TURN = {"cpu": 0.1, "cuda": 0.5}  # seconds at least of a way's turn
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
+
+
+def bench(
+    *, rounds: Rounds = 7, only: tuple[str, ...] = (), device: str = "auto", results_dir: str = "results/local"
+) -> None:
+    """Measure our speed beside the authors' way and the limit.
+
+    Args:
+        rounds: Turns of each way; 3 for a quick look.
+        only: Some of the sections views, loss and step; then nothing is saved.
+        device: auto, cpu or cuda.
+        results_dir: Folder of results, below which it writes bench/.
+    """
+    result = run(rounds, only, device)
+    if not only:
+        print(save(result, results_dir))
 
 
 def run(rounds: int = 7, only: tuple[str, ...] = (), device: str = "auto") -> dict[str, Any]:
