@@ -53,9 +53,9 @@ class ResNet(nn.Module):
 class FastNetwork(nn.Module):
     """A small plain network of the kind that speed runs on CIFAR-10 use: float (N, C, S, S), S ≥ 9 → features (N, H).
 
-    A 2×2 convolution, which `whiten` sets and training leaves alone, then a block for each of ``widths``, then the
-    largest value of each map. The layout follows KellerJordan/cifar10-airbench, and so does the start: the first
-    channels of each convolution hand on what they get. It has a stem of its own: ``stem`` is not read.
+    First a 2×2 convolution, which `whiten` sets and which is not trained; then a block for each of ``widths``; then the
+    largest value of each map. The layout follows KellerJordan/cifar10-airbench, and so do the first weights: the first
+    channels of each convolution are the identity. The network has a stem of its own and ignores ``stem``.
     """
 
     def __init__(self, widths: tuple[int, ...], stem: str, channels: int = 3):

@@ -21,7 +21,7 @@ PIXELS = 2**23  # values of pixels that are made floats at once in evaluation: 5
 
 @dataclass(frozen=True)
 class Clustering:
-    """What a run says of each of N images.
+    """The clustering of N images.
 
     labels_pred: int (N,) in 0 … K - 1. features: float32 (N, D), the instance head's output, or the pixels in [0, 1]
     of a baseline. confidence: float32 (N,), the largest assignment, and margin: float32 (N,), by how much it exceeds
@@ -35,7 +35,7 @@ class Clustering:
 
 
 def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel | None) -> Clustering:
-    """Cluster all images, as the variant does it.
+    """Cluster all images in the way of the variant.
 
     The full method and the cluster head alone take the largest assignment, image by image (§3.4); the instance head
     alone needs k-means on its output (Table 4); a baseline works on the pixels.

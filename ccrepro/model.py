@@ -12,7 +12,8 @@ from ccrepro.config import Config
 
 
 class Standardize(nn.Module):
-    """Pixels in [0, 1] → mean 0 and standard deviation 1 in each channel of the data set; kept with the weights."""
+    """Scales pixels so that each channel of the data set has mean 0 and standard deviation 1. Both numbers are buffers,
+    so they are saved with the weights."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -26,7 +27,7 @@ class Standardize(nn.Module):
 class ContrastiveClusteringModel(nn.Module):
     """One backbone, two heads: float (N, C, S, S) → z (N, D) of unit length, p (N, K) of rows that sum to 1.
 
-    ``shared`` makes z the rows of p, scaled to unit length: both losses on one matrix, which the paper argues against.
+    With ``heads="shared"``, z is p with rows of unit length: both losses on one matrix, which the paper argues against.
     """
 
     def __init__(self, config: Config, channels: int = 3):
@@ -51,12 +52,12 @@ class ContrastiveClusteringModel(nn.Module):
 
 
 def _full(x: Tensor) -> Tensor:
-    """In single precision at least."""
+    """The same numbers, in float32 at least."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def build(config: Config, channels: int = 3) -> ContrastiveClusteringModel:
-    """The model of a configuration; its initial weights depend on ``config.seed`` alone."""
+    """The model of these settings. Its initial weights depend on ``config.seed`` alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return ContrastiveClusteringModel(config, channels)
