@@ -1,7 +1,6 @@
 """The figures of the lesson: each function takes a title and data, and returns a `Figure`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 from ccrepro import augmentations
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
-from ccrepro.drawing import COLORS, draw_image, draw_map, figure, grid, image_rows, panels
+from ccrepro.drawing import COLORS, draw_image, figure, image_rows, panels
 from ccrepro.evaluate import Clustering
 from ccrepro.lesson.demos import color_config
 
@@ -122,40 +121,24 @@ def circle(title: str, z_a: Tensor, z_b: Tensor) -> Figure:
 
 
 @figure
-def share(title: str, cosines: Tensor, i: int, temperatures: Sequence[float]) -> Figure:
-    """Row i of (2M, 2M) cosines: exp(s/τ) of each other row as a share of their sum, one panel per temperature."""
-    n = len(temperatures)
-    result, axes = panels(title, 1, n, figsize=(1.5 + 3.2 * n, 3.3), sharey=True, squeeze=False)
-    for axis, temperature in zip(axes[0], temperatures, strict=True):
-        loss = _row(axis, cosines, i, temperature)
-        axis.set(ylim=(0, 1), title=f"τ = {temperature:g}: ℓ = {loss:.3f}")
-    axes[0, 0].set_ylabel("share of exp(s/τ)\norange: positive, blue: negatives")
-    return result
-
-
-@figure
-def temperature(title: str, cosines: Tensor, i: int, temperature: float) -> Figure:
-    """Row i of (2M, 2M) cosines at one temperature: the shares, and how hard ℓ pulls at each cosine."""
-    result, axes = plt.subplots(1, 2, figsize=(8.6, 3.2))
-    loss = _row(axes[0], cosines, i, temperature)
-    _row(axes[1], cosines, i, temperature, pull=True)
-    axes[0].set(ylabel="share of exp(s/τ)", ylim=(0, 1.02))
-    axes[1].set_ylabel("pull on the cosine, −∂ℓ/∂s")
-    result.suptitle(f"{title}, τ = {temperature:.2f}: ℓ = {loss:.3f}")
-    return result
-
-
-def _row(axis: plt.Axes, cosines: Tensor, i: int, temperature: float, pull: bool = False) -> float:
-    """Draw, for each other row, its share of exp(s/τ), or the pull -∂ℓ/∂s on its cosine. Returns ℓ of row i."""
-    m, others = len(cosines) // 2, [j for j in range(len(cosines)) if j != i]
+def share(title: str, cosines: Tensor, i: int, temperature: float | Sequence[float]) -> Figure:
+    """Row i of (2M, 2M) cosines, a column per temperature. Top: exp(s/τ) of each other row as a share of their sum.
+    Bottom: how hard ℓ pulls at its cosine, -∂ℓ/∂s."""
+    m, others, temperatures = len(cosines) // 2, [j for j in range(len(cosines)) if j != i], np.atleast_1d(temperature)
     positive = torch.tensor(others) == (i + m) % (2 * m)
-    share = (cosines[i, others] / temperature).softmax(0)
     names = [f"{j % m}{'ab'[j // m]}\n{cosines[i, j]:.2f}" for j in others]
-    heights = (positive.float() - share) / temperature if pull else share
-    axis.bar(names, heights.tolist(), color=[POSITIVE if p else NEGATIVE for p in positive])
-    axis.grid(False, axis="x")
-    axis.set_xlabel("the other vector and its cosine")
-    return -share[positive].log().item()
+    size = (1.5 + 3.2 * len(temperatures), 5)
+    result, axes = panels(title, 2, len(temperatures), figsize=size, sharex=True, sharey="row", squeeze=False)
+    for column, tau in zip(axes.T, temperatures, strict=True):
+        share = (cosines[i, others] / tau).softmax(0)
+        for axis, heights in zip(column, (share, (positive.float() - share) / tau), strict=True):
+            axis.bar(names, heights.tolist(), color=[POSITIVE if p else NEGATIVE for p in positive])
+            axis.grid(False, axis="x")
+        column[0].set(ylim=(0, 1.02), title=f"τ = {tau:.2g}: ℓ = {-share[positive].log().item():.3f}")
+        column[1].set_xlabel("the other vector and its cosine")
+    axes[0, 0].set_ylabel("share of exp(s/τ)\norange: positive, blue: negatives")
+    axes[1, 0].set_ylabel("pull on the cosine, −∂ℓ/∂s")
+    return result
 
 
 @figure
@@ -192,28 +175,27 @@ def shares(title: str, cases: dict[str, Tensor]) -> Figure:
 
 
 @figure
-def entropy(title: str, trials: Sequence[dict[str, Any]]) -> Figure:
+def entropy(title: str, trials: pd.DataFrame) -> Figure:
     """Images per cluster, sorted, and entropy by epoch of `demos.entropy_trials`, with the entropy term and without."""
-    heads = list(dict.fromkeys(t["heads"] for t in trials))
-    result, axes = panels(title, 2, len(heads), figsize=(9.6, 5.6), sharey="row")
-    for (top, bottom), name in zip(axes.T, heads, strict=True):
-        for t in (t for t in trials if t["heads"] == name):
-            color, sizes = COLORS[2] if t["entropy_weight"] else COLORS[1], t["counts"]
-            top.plot(range(1, len(sizes) + 1), sizes, "o-", color=color, ms=5)
-            bottom.plot(range(1, len(t["entropy"]) + 1), t["entropy"], ".-", color=color)
+    result, axes = panels(title, 2, trials.trained.nunique(), figsize=(9.6, 5.6), sharey="row")
+    for (top, bottom), (trained, part) in zip(axes.T, trials.groupby("trained", sort=False), strict=True):
+        for term, sizes, entropy in zip(part["entropy term"], part.sizes, part.entropy, strict=True):
+            style, label = {"color": COLORS[2 if term == "with" else 1]}, f"{term} the entropy term"
+            top.plot(range(1, len(sizes) + 1), sizes, "o-", ms=5, label=label, **style)
+            bottom.plot(range(1, len(entropy) + 1), entropy, ".-", **style)
         top.axhline(sizes.mean(), color="0.5", ls="--", lw=1)
         bottom.axhline(np.log(len(sizes)), color="0.5", ls="--", lw=1)
-        top.set(title=name, xlabel="cluster, the largest first (dashed: all equal)", xticks=range(1, 11))
+        top.set(title=trained, xlabel="cluster, the largest first (dashed: all equal)", xticks=range(1, 11))
         bottom.set_xlabel("epoch (dashed: log M)")
         bottom.locator_params("x", integer=True)
     axes[0, 0].set(ylabel="images assigned", ylim=(0, None))
     axes[1, 0].set_ylabel("entropy of the mean\nassignment (nats)")
-    axes[0, 0].legend(["with the entropy term", "without the entropy term"])  # the lines of the first seed
+    axes[0, 0].legend(handles=axes[0, 0].lines[:2])  # the lines of the first seed
     return result
 
 
 @figure
-def losses(title: str, history: Sequence[dict[str, float]], n: int, m: int) -> Figure:
+def losses(title: str, history: dict[str, Sequence[float]], n: int, m: int) -> Figure:
     """Both losses and the cosines of both heads' pairs by epoch; dashed: the losses if all vectors are alike."""
     table = pd.DataFrame(history).set_index("epoch").rename(columns=lambda name: name.replace("_", " "))
     result, axes = panels(title, 1, 3, figsize=(10.5, 3.1))
@@ -223,20 +205,8 @@ def losses(title: str, history: Sequence[dict[str, float]], n: int, m: int) -> F
         axes[0].axhline(np.log(2 * count - 1), color=color, ls="--", lw=1)
     axes[0].set_ylim(0, None)
     for axis, head in zip(axes[1:], ("instance", "cluster"), strict=True):
-        pairs = table[[f"{head} positive", f"{head} negative"]].set_axis(["positive pairs", "negative pairs"], axis=1)
+        pairs = table[[f"{head} positive", f"{head} negative"]]
         pairs.plot(ax=axis, color=[POSITIVE, NEGATIVE], ylim=(-0.2, 1.02), ylabel=f"mean cosine, {head} head")
-    for axis in axes:
-        axis.locator_params("x", integer=True)
-    return result
-
-
-@figure
-def epochs(title: str, maps: Sequence[dict[str, Any]]) -> Figure:
-    """The same images after several epochs in one embedding, coloured by cluster. The last panel: coloured by class."""
-    result, axes = grid(title, len(maps) + 1, -(-(len(maps) + 1) // 2), (3.4, 3.3), sharex=True, sharey=True)
-    for axis, points in zip(axes, maps, strict=False):
-        draw_map(axis, points, "cluster", f"epoch {points['epoch']}", 10)
-    draw_map(axes[-1], maps[-1], "label", "the classes, not seen in training", 10, range(10))
     return result
 
 

@@ -42,16 +42,15 @@ def test_similarity_figure_outlines_the_positives_and_leaves_the_diagonal_out():
     assert axis.collections[0].get_array().mask.diagonal().all()
 
 
-def test_share_and_temperature_figures_show_the_loss_of_the_row_and_its_gradient():
+def test_share_figure_shows_the_loss_of_the_row_and_its_gradient():
     z = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     s = (z @ z.T).requires_grad_()
     e = (s[1] / 0.5).exp()
     ell = -torch.log(e[4] / (e.sum() - e[1]))
     ell.backward()
-    assert f"ℓ = {ell:.3f}" in figures.share("title", s.detach(), 1, [0.5]).axes[0].get_title()
-    drawn = figures.temperature("title", s.detach(), 1, 0.5)
-    assert f"ℓ = {ell:.3f}" in drawn._suptitle.get_text()
-    pulls = [bar.get_height() for bar in drawn.axes[1].patches]
+    top, bottom = figures.share("title", s.detach(), 1, 0.5).axes
+    assert f"ℓ = {ell:.3f}" in top.get_title()
+    pulls = [bar.get_height() for bar in bottom.patches]
     assert pulls == pytest.approx((-s.grad[1][[0, 2, 3, 4, 5]]).tolist(), abs=1e-5)
 
 
