@@ -13,9 +13,7 @@ from torch import Tensor
 
 from ccrepro import augmentations
 from ccrepro.config import Config
-from ccrepro.data import ImageSet
 from ccrepro.drawing import COLORS, draw_image, figure, image_rows, panels
-from ccrepro.evaluate import Clustering
 from ccrepro.lesson.demos import color_config
 
 POSITIVE, NEGATIVE = COLORS[3], COLORS[0]  # orange: what attracts; blue: what repels
@@ -195,22 +193,6 @@ def entropy(title: str, trials: pd.DataFrame) -> Figure:
 
 
 @figure
-def losses(title: str, history: dict[str, Sequence[float]], n: int, m: int) -> Figure:
-    """Both losses and the cosines of both heads' pairs by epoch; dashed: the losses if all vectors are alike."""
-    table = pd.DataFrame(history).set_index("epoch").rename(columns=lambda name: name.replace("_", " "))
-    result, axes = panels(title, 1, 3, figsize=(10.5, 3.1))
-    colors = [COLORS[0], COLORS[2]]
-    table[["instance loss", "cluster loss"]].plot(ax=axes[0], color=colors, ylabel="loss (dashed: all alike)")
-    for count, color in zip((n, m), colors, strict=True):
-        axes[0].axhline(np.log(2 * count - 1), color=color, ls="--", lw=1)
-    axes[0].set_ylim(0, None)
-    for axis, head in zip(axes[1:], ("instance", "cluster"), strict=True):
-        pairs = table[[f"{head} positive", f"{head} negative"]]
-        pairs.plot(ax=axis, color=[POSITIVE, NEGATIVE], ylim=(-0.2, 1.02), ylabel=f"mean cosine, {head} head")
-    return result
-
-
-@figure
 def matching(title: str, counts: np.ndarray, clusters: np.ndarray, names: Sequence[str]) -> Figure:
     """Images by class and cluster (classes, clusters): as they came, and with each cluster in its class's column."""
     result, axes = panels(title, 1, 2, figsize=(10.5, 4.6))
@@ -221,20 +203,4 @@ def matching(title: str, counts: np.ndarray, clusters: np.ndarray, names: Sequen
             axis.add_patch(Rectangle((i + 0.03, i + 0.03), 0.94, 0.94, fill=False, ec=POSITIVE, lw=1.5))
         axis.set_title(f"clusters {name}: {np.trace(shown)} of {counts.sum()} on the diagonal")
         axis.tick_params(axis="y", rotation=0)
-    return result
-
-
-@figure
-def examples(title: str, data: ImageSet, clustering: Clustering, classes: np.ndarray, n: int = 12) -> Figure:
-    """The most confident right and wrong images, and the least confident ones; classes: (M,) of each cluster."""
-    named = classes[clustering.labels_pred]
-    sure, right = np.argsort(-clustering.confidence, kind="stable"), named == data.labels
-    kinds = {"surest, right": sure[right[sure]], "surest, wrong": sure[~right[sure]], "least sure": sure[::-1]}
-    rows = [(name, data.images[numbers[:n]] / 255) for name, numbers in kinds.items()]
-    result, axes = image_rows(title, rows, n, 0.85)
-    result.set_figheight(4.1)
-    for row, numbers in zip(axes, kinds.values(), strict=True):
-        for axis, number in zip(row, numbers, strict=False):
-            heading = f"{data.labels[number]} → {named[number]}\n{clustering.confidence[number]:.2f}"
-            axis.set_title(heading, fontsize=9, color="black" if right[number] else POSITIVE)
     return result

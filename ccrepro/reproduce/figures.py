@@ -171,12 +171,15 @@ def cosines(records: Sequence[Record]) -> Figure:
 @figure
 def examples(records: Sequence[Record], kind: str, images: np.ndarray | None) -> Figure:
     """The first record's examples of one kind. images: uint8 (N, C, S, S), all that the run was made on, or None."""
-    shown, names = pd.DataFrame(records[0]["examples"]).query("kind == @kind"), records[0]["class_names"]
+    found, names = pd.DataFrame(records[0]["examples"]), records[0]["class_names"]
+    right, shown = (found[found.kind == of] for of in ("right", kind))
+    matched = {cluster: f"class {names[label]}" for cluster, label in zip(right.cluster, right.label, strict=True)}
     result, axes = grid("", len(shown), 10, (1.15, 1.62))
     for axis, example in zip(axes, shown.itertuples(), strict=True):
         draw_image(axis, images[example.image] / 255)
         axis.set_axis_off()
-        axis.set_title(f"class {names[example.label]}\ncluster {example.cluster}\n{example.confidence:.3f}", fontsize=8)
+        cluster = matched.get(example.cluster, f"cluster {example.cluster}")
+        axis.set_title(f"class {names[example.label]}\n→ {cluster}\n{example.confidence:.3f}", fontsize=8)
     return result
 
 

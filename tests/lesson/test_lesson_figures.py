@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ccrepro.evaluate import Clustering
 from ccrepro.lesson import demos, figures, sliders
 
 
@@ -59,17 +58,6 @@ def test_matching_figure_puts_the_matched_clusters_on_the_diagonal():
     axes = figures.matching("title", counts, np.array([1, 0, 2]), ("0", "1", "2")).axes
     assert [a.get_title().split(": ")[1] for a in axes] == ["16 of 38 on the diagonal", "22 of 38 on the diagonal"]
     assert [t.get_text() for t in axes[1].get_xticklabels()] == ["1", "0", "2"]
-
-
-def test_examples_figure_sorts_by_right_and_by_confidence(digits):
-    rng = np.random.default_rng(0)
-    clusters, confidence = np.where(rng.random(1797) < 0.7, digits.labels, 3), rng.random(1797)
-    axes = figures.examples("title", digits, Clustering(clusters, np.zeros(0), confidence), np.arange(10), n=3).axes
-    right = clusters == digits.labels
-    shown = [a.get_title().split("\n")[1] for a in axes]
-    expected = (confidence[right].max(), confidence[~right].max(), confidence.min())
-    assert [shown[0], shown[3], shown[6]] == [f"{c:.2f}" for c in expected]
-    assert all(a.get_title()[0] != a.get_title()[4] for a in axes[3:6])
 
 
 def test_sliders_draw_anew_with_their_values():
