@@ -18,14 +18,13 @@ from ccrepro.lesson.demos import color_config
 
 POSITIVE, NEGATIVE = COLORS[3], COLORS[0]  # orange: what attracts; blue: what repels
 OFF = {"crop_scale": (1, 1), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
-NAMES = ("resized crop", "flip", "colour jitter", "greyscale", "blur")  # of the augmentations that OFF turns off
-SHOWING = 109  # with this seed, three draws show each augmentation at work, and the rare ones idle too
+NAMES = dict(zip(OFF, ("resized crop", "flip", "colour jitter", "greyscale", "blur"), strict=True))
 
 
-def _views(images: Tensor, config: Config, n: int, seed: int = 0) -> np.ndarray:
+def _views(images: Tensor, config: Config, n: int) -> np.ndarray:
     """n views of the first image: uint8 (1, C, H, W) → float (n, C, S, S)."""
     sizes = torch.tensor(images.shape[2:]).expand(n, 2)
-    drawn = augmentations.draw(torch.Generator().manual_seed(seed), sizes, tuple(images.shape[2:]), config)
+    drawn = augmentations.draw(torch.Generator().manual_seed(0), sizes, tuple(images.shape[2:]), config)
     return augmentations.apply(images.expand(n, -1, -1, -1), drawn, config.image_size).numpy()
 
 
@@ -35,19 +34,13 @@ def _alone(config: Config, setting: str) -> Config:
 
 
 @figure
-def augmentation(title: str, image: Tensor, config: Config, n: int = 3) -> Figure:
-    """One image uint8 (1, C, H, W) and n draws of each augmentation alone, then of all together."""
-    often = ["always", *(f"p = {getattr(config, setting):g}" for setting in OFF if setting != "crop_scale")]
-    columns = {f"{name}\n{p}": _alone(config, key) for name, p, key in zip(NAMES, often, OFF, strict=True)}
-    columns["all together"] = config
-    x = augmentations.eval_view(image, config.image_size).numpy()
-    views = [x.repeat(n, axis=0), *(_views(image, changed, n, SHOWING) for changed in columns.values())]
-    result, axes = image_rows(title, [("", row) for row in zip(*views, strict=True)], len(views), 1.1)
-    result.set_figheight(1.2 * n + 0.7)
-    plt.setp(axes[1:, 0], visible=False)
-    for axis, heading in zip(axes[0], ("image x", *columns), strict=True):
-        axis.set_title(heading, fontsize=10)
-    return result
+def augmentation(title: str, image: Tensor, config: Config, n: int = 8) -> Figure:
+    """One image uint8 (1, C, H, W) and n draws of each augmentation alone, then of all together, in rows."""
+    rows = [("image x", augmentations.eval_view(image, config.image_size).numpy())]
+    for setting, name in NAMES.items():
+        often = "always" if setting == "crop_scale" else f"p = {getattr(config, setting):g}"
+        rows.append((f"{name}\n{often}", _views(image, _alone(config, setting), n)))
+    return image_rows(title, [*rows, ("all together", _views(image, config, n))], n, 0.95)[0]
 
 
 @figure

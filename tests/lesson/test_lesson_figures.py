@@ -22,8 +22,8 @@ def test_augmentation_figure_shows_each_by_itself_and_at_work():
     config = demos.color_config()
     axes = figures.augmentation("title", demos.flower(), config).axes
     image = axes[0].images[0].get_array()
-    columns = [[axes[7 * row + column].images[0].get_array() for row in range(3)] for column in range(1, 6)]
-    at_work = np.array([[np.abs(view - image).mean() > 0.01 for view in column] for column in columns])
+    rows = [[axis.images[0].get_array() for axis in axes[8 * row : 8 * row + 8]] for row in range(1, 6)]
+    at_work = np.array([[np.abs(view - image).mean() > 0.01 for view in row] for row in rows])
     assert at_work.any(1).all()
     assert at_work.all(1).tolist() == [True, False, False, False, False]  # a crop is always taken
     flipped, grey = (
