@@ -13,10 +13,9 @@ from torch import Tensor
 
 from ccrepro import augmentations
 from ccrepro.config import Config
-from ccrepro.drawing import COLORS, draw_image, figure, image_rows, panels
+from ccrepro.drawing import COLORS, NEGATIVE, POSITIVE, draw_image, figure, image_rows, panels
 from ccrepro.lesson.demos import color_config
 
-POSITIVE, NEGATIVE = COLORS[3], COLORS[0]  # orange: what attracts; blue: what repels
 OFF = {"crop_scale": (1, 1), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
 NAMES = dict(zip(OFF, ("resized crop", "flip", "colour jitter", "greyscale", "blur"), strict=True))
 
@@ -126,9 +125,9 @@ def share(title: str, cosines: Tensor, i: int, temperature: float | Sequence[flo
             axis.bar(names, heights.tolist(), color=[POSITIVE if p else NEGATIVE for p in positive])
             axis.grid(False, axis="x")
         column[0].set(ylim=(0, 1.02), title=f"τ = {tau:.2g}: ℓ = {-share[positive].log().item():.3f}")
-        column[1].set_xlabel("the other vector and its cosine")
-    axes[0, 0].set_ylabel("share of exp(s/τ)\norange: positive, blue: negatives")
-    axes[1, 0].set_ylabel("pull on the cosine, −∂ℓ/∂s")
+        column[1].set_xlabel("the other vector and its cosine\n(orange: the positive)")
+    axes[0, 0].set_ylabel("share of exp(s/τ)")
+    axes[1, 0].set_ylabel("pull, −∂ℓ/∂s")
     return result
 
 
@@ -182,18 +181,4 @@ def entropy(title: str, trials: pd.DataFrame) -> Figure:
     axes[0, 0].set(ylabel="images assigned", ylim=(0, None))
     axes[1, 0].set_ylabel("entropy of the mean\nassignment (nats)")
     axes[0, 0].legend(handles=axes[0, 0].lines[:2])  # the lines of the first seed
-    return result
-
-
-@figure
-def matching(title: str, counts: np.ndarray, clusters: np.ndarray, names: Sequence[str]) -> Figure:
-    """Images by class and cluster (classes, clusters): as they came, and with each cluster in its class's column."""
-    result, axes = panels(title, 1, 2, figsize=(10.5, 4.6))
-    table = pd.DataFrame(counts, pd.Index(names, name="class")).rename_axis(columns="cluster")
-    for axis, shown, name in zip(axes, (table, table[clusters]), ("as they came", "matched"), strict=True):
-        sns.heatmap(shown, annot=True, fmt="d", cmap="Blues", cbar=False, ax=axis, annot_kws={"fontsize": 8})
-        for i in range(len(names)):
-            axis.add_patch(Rectangle((i + 0.03, i + 0.03), 0.94, 0.94, fill=False, ec=POSITIVE, lw=1.5))
-        axis.set_title(f"clusters {name}: {np.trace(shown)} of {counts.sum()} on the diagonal")
-        axis.tick_params(axis="y", rotation=0)
     return result

@@ -53,13 +53,6 @@ def test_share_figure_shows_the_loss_of_the_row_and_its_gradient():
     assert pulls == pytest.approx((-s.grad[1][[0, 2, 3, 4, 5]]).tolist(), abs=1e-5)
 
 
-def test_matching_figure_puts_the_matched_clusters_on_the_diagonal():
-    counts = np.array([[10, 9, 0], [8, 1, 2], [0, 3, 5]])
-    axes = figures.matching("title", counts, np.array([1, 0, 2]), ("0", "1", "2")).axes
-    assert [a.get_title().split(": ")[1] for a in axes] == ["16 of 38 on the diagonal", "22 of 38 on the diagonal"]
-    assert [t.get_text() for t in axes[1].get_xticklabels()] == ["1", "0", "2"]
-
-
 def test_sliders_draw_anew_with_their_values():
     def draw(text, height):
         return figures.shares(text, {"one": torch.tensor([height, 1 - height]), "two": torch.tensor([0.5, 0.5])})
