@@ -60,7 +60,7 @@ def test_results_hold_what_was_run_and_one_form_of_it():
     assert tracked
     assert {path.suffix for path in tracked} <= {".json", ".md", ".csv", ".png", ".ipynb"}
     of_presets = {path.parts[2] for path in tracked if path.parts[1] in ("tables", "figures", "notebooks")}
-    assert of_presets - {"bench"} == set(records.presets())
+    assert of_presets - {"bench"} == set(records.by_preset())
     told = tell("git", "grep", "-c", "not run").splitlines()
     assert sum(int(line.rsplit(":")[-1]) for line in told) < 30, told
 

@@ -1,13 +1,12 @@
-"""What all figures of the lesson and of the reproduction share: the style, and ways to draw images and maps."""
+"""What all figures of the lesson and of the reproduction share: the style, and ways to draw images."""
 
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 from PIL import Image
@@ -16,12 +15,12 @@ STYLE = {
     **sns.axes_style("whitegrid"),
     "figure.dpi": 110,
     "figure.facecolor": "white",  # figures keep a light ground, so they read on dark pages too
-    "savefig.dpi": 160,
     "figure.constrained_layout.use": True,
     "font.size": 10,
     "axes.titlesize": 11,
 }
 COLORS = sns.color_palette("colorblind")
+POSITIVE, NEGATIVE = COLORS[3], COLORS[0]  # pairs. Orange: what attracts; blue: what repels
 
 
 def figure(draw: Callable[..., Figure]) -> Callable[..., Figure | None]:
@@ -80,17 +79,3 @@ def image_rows(title: str, rows: Sequence[tuple[str, Sequence[np.ndarray]]], n: 
         plt.setp(row[len(images) :], visible=False)
         row[0].set_ylabel(name, rotation=0, ha="right", va="center")
     return result, axes
-
-
-def draw_map(axis: plt.Axes, points: Mapping[str, Any], by: str, title: str, n: int, names: Sequence = ()) -> None:
-    """A t-SNE map: ``x`` and ``y`` of each point, coloured by its number in ``points[by]``, which is below n. ``names``
-    are written at the median of their points, if there are at most 20."""
-    palette = np.array(sns.color_palette("tab10" if n <= 10 else "husl", n))
-    axis.scatter(points["x"], points["y"], c=palette[points[by]], s=8, lw=0)
-    axis.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[], title=title)
-    axis.label_outer()
-    frame = pd.DataFrame({name: points[name] for name in ("x", "y", by)})
-    for number, x, y in frame.groupby(by).median().itertuples() if 0 < len(names) <= 20 else ():
-        axis.text(
-            x, y, names[number], ha="center", va="center", weight="bold", bbox={"fc": "w", "ec": "0.6", "pad": 1.5}
-        )

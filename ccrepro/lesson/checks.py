@@ -32,10 +32,6 @@ class Verdict(NamedTuple):
         return f'<div style="{style}"><b>Exercise {self.exercise}: {word}.</b> {self.text}</div>'
 
 
-class _Open(Exception):
-    """The answer, or what the student's function returned, is still ``...``."""
-
-
 def exercise(number: int, right: str) -> Callable[[Callable[..., str]], Callable[..., Verdict]]:
     """Turn a judge, which takes answers and returns what is wrong with them ("" for nothing), into a check. right: what
     the check says of a right answer."""
@@ -45,7 +41,7 @@ def exercise(number: int, right: str) -> Callable[[Callable[..., str]], Callable
         def check(*answers: Any) -> Verdict:
             try:
                 wrong = judge(*map(_answered, answers))
-            except _Open:
+            except NotImplementedError:
                 return Verdict(number, None, "Replace the ... in the cell above and run both cells again.")
             except Exception as error:  # raised by the student's code: it becomes part of the verdict
                 wrong = f"It stopped with {type(error).__name__}: {error}"
@@ -57,9 +53,9 @@ def exercise(number: int, right: str) -> Callable[[Callable[..., str]], Callable
 
 
 def _answered(value: Any) -> Any:
-    """The value; a function is wrapped, so that its results are checked too. Raises `_Open` for ``...``."""
+    """The value, a function wrapped so that its results are checked too. Raises `NotImplementedError` for ``...``."""
     if value is ...:
-        raise _Open
+        raise NotImplementedError
     return (lambda *arguments: _answered(value(*arguments))) if callable(value) else value
 
 

@@ -1,6 +1,7 @@
 """The data and the trainings that the lesson shows."""
 
 import itertools
+import tempfile
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,13 +13,12 @@ from torch import Tensor
 
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
-from ccrepro.evaluate import Clustering, evaluate
-from ccrepro.metrics import accuracy, mean_sd, scores
+from ccrepro.evaluate import evaluate
+from ccrepro.metrics import accuracy, mean_sd
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.recipes import STRONG, recipe
-from ccrepro.runs.evolution import fixed_rows, tsne
+from ccrepro.runs.record import Run
 from ccrepro.runs.resume import fit
-from ccrepro.train import Epoch
 
 
 def flower() -> Tensor:
@@ -46,70 +46,35 @@ def example(data: ImageSet) -> tuple[Tensor, Tensor, Tensor]:
     return torch.tensor(data.images[rows] / 255), *EXAMPLE
 
 
-def counts(labels: np.ndarray, clusters: np.ndarray, n_clusters: int) -> np.ndarray:
-    """Images by class and by cluster, clusters in the order of their numbers: int (classes, n_clusters)."""
-    return np.stack([np.bincount(labels[clusters == k], minlength=labels.max() + 1) for k in range(n_clusters)], 1)
+def train(config: Config, data: ImageSet) -> tuple[ContrastiveClusteringModel, dict[str, Any]]:
+    """Train as ``ccrepro train`` does, in a folder that is thrown away. Returns the network and the run's record."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = Run(config, data, folder)
+        model, history = fit(config, data, run.report)
+        return model, run.finish(model, history)
 
 
-class Watch:
-    """Keeps the clustering of all images at some epochs of a training. Pass `report` to `ccrepro.runs.resume.fit`."""
-
-    def __init__(self, config: Config, data: ImageSet):
-        self.config, self.data = config, data
-        self.kept: dict[int, Clustering] = {}
-
-    def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
-        number, total = epoch["epoch"], self.config.epochs
-        if number in {round(share * total) for share in (0, 0.04, 0.1, 0.3, 1)}:
-            self.kept[number] = evaluate(self.config, self.data, model)
-        if number and (number % 10 == 0 or number == total):
-            print(f"epoch {number}/{total}  loss {epoch['loss']:.3f}  {epoch['seconds']:.1f} s/epoch", flush=True)
-
-    def maps(self) -> list[dict[str, Any]]:
-        """``epoch``, ``x``, ``y``, ``cluster`` and ``label`` of 600 images at each kept epoch, in one embedding."""
-        rows = fixed_rows(len(self.data.images), 600)
-        points = tsne([kept.features[rows] for kept in self.kept.values()])
-        return [
-            {"epoch": epoch, **xy, "cluster": kept.labels_pred[rows], "label": self.data.labels[rows]}
-            for (epoch, kept), xy in zip(self.kept.items(), points, strict=True)
-        ]
-
-    def progress(self) -> pd.DataFrame:
-        """NMI, ACC and ARI at each kept epoch, and the clusters in use; training has seen none of the labels."""
-        lines = [
-            {"epoch": epoch, **scores(self.data.labels, kept.labels_pred), "clusters used": len(set(kept.labels_pred))}
-            for epoch, kept in self.kept.items()
-        ]
-        return pd.DataFrame(lines).round(3).rename(columns={"nmi": "NMI", "acc": "ACC", "ari": "ARI"})
-
-
-def entropy_trials(data: ImageSet, epochs: int, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Train digits with and without the entropy term, with both heads and the cluster head alone. Of each training:
-    heads, entropy_weight, seed, entropy (nats, by epoch), acc, counts (int (M,), images per cluster, largest first)."""
-    trials, variants = [], {"cc": "both heads", "cluster-only": "cluster head alone"}
-    for seed, variant, weight in itertools.product(seeds, variants, (1.0, 0.0)):
-        config = recipe("digits", "demo", variant, seed, epochs=epochs, entropy_weight=weight)
+def entropy_trials(data: ImageSet, epochs: int, seeds: Sequence[int]) -> pd.DataFrame:
+    """Train digits with and without the entropy term, with both heads and the cluster head alone. A row per training:
+    trained, entropy term, entropy (nats, by epoch), ACC, sizes (int (M,), images per cluster, largest first)."""
+    trials, heads, terms = [], {"both heads": "cc", "cluster head alone": "cluster-only"}, {"with": 1.0, "without": 0.0}
+    for seed, trained, term in itertools.product(seeds, heads, terms):
+        config = recipe("digits", "demo", heads[trained], seed, epochs=epochs, entropy_weight=terms[term])
         model, history = fit(config, data)
         clusters = evaluate(config.replace(heads="both"), data, model).labels_pred  # always of the cluster head
-        trials.append({
-            "heads": variants[variant], "entropy_weight": weight, "seed": seed,
-            "entropy": [epoch["entropy"] for epoch in history], "acc": accuracy(data.labels, clusters),
-            "counts": np.sort(np.bincount(clusters, minlength=config.n_clusters))[::-1],
-        })  # fmt: skip
-    return trials
+        sizes = np.sort(np.bincount(clusters, minlength=config.n_clusters))[::-1]
+        entropy = [epoch["entropy"] for epoch in history]
+        trials.append((trained, term, entropy, accuracy(data.labels, clusters), sizes))
+    return pd.DataFrame(trials, columns=["trained", "entropy term", "entropy", "ACC", "sizes"])
 
 
-def entropy_table(trials: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def entropy_table(trials: pd.DataFrame) -> pd.DataFrame:
     """What the entropy term changes, one line per setting: mean ± sd over seeds, and each seed's empty clusters."""
-    lines = []
-    for trial in trials:
-        sizes = trial["counts"]
-        lines.append({
-            "trained": trial["heads"], "entropy term": "with" if trial["entropy_weight"] else "without",
-            "largest cluster": sizes[0] / sizes.sum(), "smallest cluster": sizes[-1] / sizes.sum(),
-            "empty clusters": (sizes == 0).sum(),
-            "H of the mean assignment (nats)": trial["entropy"][-1], "ACC": trial["acc"],
-        })  # fmt: skip
-    grouped = pd.DataFrame(lines).groupby(["trained", "entropy term"], sort=False)
+    sizes = np.stack(trials.sizes)
+    more = {"largest cluster": sizes[:, 0] / sizes.sum(1), "smallest cluster": sizes[:, -1] / sizes.sum(1)}
+    more |= {"empty clusters": (sizes == 0).sum(1), "H of the mean assignment (nats)": trials.entropy.str[-1]}
+    grouped = trials.assign(**more).groupby(["trained", "entropy term"], sort=False)
     each = grouped["empty clusters"].agg(lambda counts: ", ".join(map(str, counts)))  # too few for a mean
-    return grouped.agg(mean_sd).assign(**{"empty clusters": each, "seeds": grouped.size()}).reset_index()
+    return (
+        grouped[[*more, "ACC"]].agg(mean_sd).assign(**{"empty clusters": each, "seeds": grouped.size()}).reset_index()
+    )

@@ -1,7 +1,6 @@
 """The figures of the lesson: each function takes a title and data, and returns a `Figure`."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,21 +13,17 @@ from torch import Tensor
 
 from ccrepro import augmentations
 from ccrepro.config import Config
-from ccrepro.data import ImageSet
-from ccrepro.drawing import COLORS, draw_image, draw_map, figure, grid, image_rows, panels
-from ccrepro.evaluate import Clustering
+from ccrepro.drawing import COLORS, NEGATIVE, POSITIVE, draw_image, figure, image_rows, panels
 from ccrepro.lesson.demos import color_config
 
-POSITIVE, NEGATIVE = COLORS[3], COLORS[0]  # orange: what attracts; blue: what repels
 OFF = {"crop_scale": (1, 1), "flip": 0, "jitter": 0, "grayscale": 0, "blur": 0}
-NAMES = ("resized crop", "flip", "colour jitter", "greyscale", "blur")  # of the augmentations that OFF turns off
-SHOWING = 109  # with this seed, three draws show each augmentation at work, and the rare ones idle too
+NAMES = dict(zip(OFF, ("resized crop", "flip", "colour jitter", "greyscale", "blur"), strict=True))
 
 
-def _views(images: Tensor, config: Config, n: int, seed: int = 0) -> np.ndarray:
+def _views(images: Tensor, config: Config, n: int) -> np.ndarray:
     """n views of the first image: uint8 (1, C, H, W) → float (n, C, S, S)."""
     sizes = torch.tensor(images.shape[2:]).expand(n, 2)
-    drawn = augmentations.draw(torch.Generator().manual_seed(seed), sizes, tuple(images.shape[2:]), config)
+    drawn = augmentations.draw(torch.Generator().manual_seed(0), sizes, tuple(images.shape[2:]), config)
     return augmentations.apply(images.expand(n, -1, -1, -1), drawn, config.image_size).numpy()
 
 
@@ -38,19 +33,13 @@ def _alone(config: Config, setting: str) -> Config:
 
 
 @figure
-def augmentation(title: str, image: Tensor, config: Config, n: int = 3) -> Figure:
-    """One image uint8 (1, C, H, W) and n draws of each augmentation alone, then of all together."""
-    often = ["always", *(f"p = {getattr(config, setting):g}" for setting in OFF if setting != "crop_scale")]
-    columns = {f"{name}\n{p}": _alone(config, key) for name, p, key in zip(NAMES, often, OFF, strict=True)}
-    columns["all together"] = config
-    x = augmentations.eval_view(image, config.image_size).numpy()
-    views = [x.repeat(n, axis=0), *(_views(image, changed, n, SHOWING) for changed in columns.values())]
-    result, axes = image_rows(title, [("", row) for row in zip(*views, strict=True)], len(views), 1.1)
-    result.set_figheight(1.2 * n + 0.7)
-    plt.setp(axes[1:, 0], visible=False)
-    for axis, heading in zip(axes[0], ("image x", *columns), strict=True):
-        axis.set_title(heading, fontsize=10)
-    return result
+def augmentation(title: str, image: Tensor, config: Config, n: int = 8) -> Figure:
+    """One image uint8 (1, C, H, W) and n draws of each augmentation alone, then of all together, in rows."""
+    rows = [("image x", augmentations.eval_view(image, config.image_size).numpy())]
+    for setting, name in NAMES.items():
+        often = "always" if setting == "crop_scale" else f"p = {getattr(config, setting):g}"
+        rows.append((f"{name}\n{often}", _views(image, _alone(config, setting), n)))
+    return image_rows(title, [*rows, ("all together", _views(image, config, n))], n, 0.95)[0]
 
 
 @figure
@@ -122,40 +111,24 @@ def circle(title: str, z_a: Tensor, z_b: Tensor) -> Figure:
 
 
 @figure
-def share(title: str, cosines: Tensor, i: int, temperatures: Sequence[float]) -> Figure:
-    """Row i of (2M, 2M) cosines: exp(s/τ) of each other row as a share of their sum, one panel per temperature."""
-    n = len(temperatures)
-    result, axes = panels(title, 1, n, figsize=(1.5 + 3.2 * n, 3.3), sharey=True, squeeze=False)
-    for axis, temperature in zip(axes[0], temperatures, strict=True):
-        loss = _row(axis, cosines, i, temperature)
-        axis.set(ylim=(0, 1), title=f"τ = {temperature:g}: ℓ = {loss:.3f}")
-    axes[0, 0].set_ylabel("share of exp(s/τ)\norange: positive, blue: negatives")
-    return result
-
-
-@figure
-def temperature(title: str, cosines: Tensor, i: int, temperature: float) -> Figure:
-    """Row i of (2M, 2M) cosines at one temperature: the shares, and how hard ℓ pulls at each cosine."""
-    result, axes = plt.subplots(1, 2, figsize=(8.6, 3.2))
-    loss = _row(axes[0], cosines, i, temperature)
-    _row(axes[1], cosines, i, temperature, pull=True)
-    axes[0].set(ylabel="share of exp(s/τ)", ylim=(0, 1.02))
-    axes[1].set_ylabel("pull on the cosine, −∂ℓ/∂s")
-    result.suptitle(f"{title}, τ = {temperature:.2f}: ℓ = {loss:.3f}")
-    return result
-
-
-def _row(axis: plt.Axes, cosines: Tensor, i: int, temperature: float, pull: bool = False) -> float:
-    """Draw, for each other row, its share of exp(s/τ), or the pull -∂ℓ/∂s on its cosine. Returns ℓ of row i."""
-    m, others = len(cosines) // 2, [j for j in range(len(cosines)) if j != i]
+def share(title: str, cosines: Tensor, i: int, temperature: float | Sequence[float]) -> Figure:
+    """Row i of (2M, 2M) cosines, a column per temperature. Top: exp(s/τ) of each other row as a share of their sum.
+    Bottom: how hard ℓ pulls at its cosine, -∂ℓ/∂s."""
+    m, others, temperatures = len(cosines) // 2, [j for j in range(len(cosines)) if j != i], np.atleast_1d(temperature)
     positive = torch.tensor(others) == (i + m) % (2 * m)
-    share = (cosines[i, others] / temperature).softmax(0)
     names = [f"{j % m}{'ab'[j // m]}\n{cosines[i, j]:.2f}" for j in others]
-    heights = (positive.float() - share) / temperature if pull else share
-    axis.bar(names, heights.tolist(), color=[POSITIVE if p else NEGATIVE for p in positive])
-    axis.grid(False, axis="x")
-    axis.set_xlabel("the other vector and its cosine")
-    return -share[positive].log().item()
+    size = (1.5 + 3.2 * len(temperatures), 5)
+    result, axes = panels(title, 2, len(temperatures), figsize=size, sharex=True, sharey="row", squeeze=False)
+    for column, tau in zip(axes.T, temperatures, strict=True):
+        share = (cosines[i, others] / tau).softmax(0)
+        for axis, heights in zip(column, (share, (positive.float() - share) / tau), strict=True):
+            axis.bar(names, heights.tolist(), color=[POSITIVE if p else NEGATIVE for p in positive])
+            axis.grid(False, axis="x")
+        column[0].set(ylim=(0, 1.02), title=f"τ = {tau:.2g}: ℓ = {-share[positive].log().item():.3f}")
+        column[1].set_xlabel("the other vector and its cosine\n(orange: the positive)")
+    axes[0, 0].set_ylabel("share of exp(s/τ)")
+    axes[1, 0].set_ylabel("pull, −∂ℓ/∂s")
+    return result
 
 
 @figure
@@ -192,79 +165,20 @@ def shares(title: str, cases: dict[str, Tensor]) -> Figure:
 
 
 @figure
-def entropy(title: str, trials: Sequence[dict[str, Any]]) -> Figure:
+def entropy(title: str, trials: pd.DataFrame) -> Figure:
     """Images per cluster, sorted, and entropy by epoch of `demos.entropy_trials`, with the entropy term and without."""
-    heads = list(dict.fromkeys(t["heads"] for t in trials))
-    result, axes = panels(title, 2, len(heads), figsize=(9.6, 5.6), sharey="row")
-    for (top, bottom), name in zip(axes.T, heads, strict=True):
-        for t in (t for t in trials if t["heads"] == name):
-            color, sizes = COLORS[2] if t["entropy_weight"] else COLORS[1], t["counts"]
-            top.plot(range(1, len(sizes) + 1), sizes, "o-", color=color, ms=5)
-            bottom.plot(range(1, len(t["entropy"]) + 1), t["entropy"], ".-", color=color)
+    result, axes = panels(title, 2, trials.trained.nunique(), figsize=(9.6, 5.6), sharey="row")
+    for (top, bottom), (trained, part) in zip(axes.T, trials.groupby("trained", sort=False), strict=True):
+        for term, sizes, entropy in zip(part["entropy term"], part.sizes, part.entropy, strict=True):
+            style, label = {"color": COLORS[2 if term == "with" else 1]}, f"{term} the entropy term"
+            top.plot(range(1, len(sizes) + 1), sizes, "o-", ms=5, label=label, **style)
+            bottom.plot(range(1, len(entropy) + 1), entropy, ".-", **style)
         top.axhline(sizes.mean(), color="0.5", ls="--", lw=1)
         bottom.axhline(np.log(len(sizes)), color="0.5", ls="--", lw=1)
-        top.set(title=name, xlabel="cluster, the largest first (dashed: all equal)", xticks=range(1, 11))
+        top.set(title=trained, xlabel="cluster, the largest first (dashed: all equal)", xticks=range(1, 11))
         bottom.set_xlabel("epoch (dashed: log M)")
         bottom.locator_params("x", integer=True)
     axes[0, 0].set(ylabel="images assigned", ylim=(0, None))
     axes[1, 0].set_ylabel("entropy of the mean\nassignment (nats)")
-    axes[0, 0].legend(["with the entropy term", "without the entropy term"])  # the lines of the first seed
-    return result
-
-
-@figure
-def losses(title: str, history: Sequence[dict[str, float]], n: int, m: int) -> Figure:
-    """Both losses and the cosines of both heads' pairs by epoch; dashed: the losses if all vectors are alike."""
-    table = pd.DataFrame(history).set_index("epoch").rename(columns=lambda name: name.replace("_", " "))
-    result, axes = panels(title, 1, 3, figsize=(10.5, 3.1))
-    colors = [COLORS[0], COLORS[2]]
-    table[["instance loss", "cluster loss"]].plot(ax=axes[0], color=colors, ylabel="loss (dashed: all alike)")
-    for count, color in zip((n, m), colors, strict=True):
-        axes[0].axhline(np.log(2 * count - 1), color=color, ls="--", lw=1)
-    axes[0].set_ylim(0, None)
-    for axis, head in zip(axes[1:], ("instance", "cluster"), strict=True):
-        pairs = table[[f"{head} positive", f"{head} negative"]].set_axis(["positive pairs", "negative pairs"], axis=1)
-        pairs.plot(ax=axis, color=[POSITIVE, NEGATIVE], ylim=(-0.2, 1.02), ylabel=f"mean cosine, {head} head")
-    for axis in axes:
-        axis.locator_params("x", integer=True)
-    return result
-
-
-@figure
-def epochs(title: str, maps: Sequence[dict[str, Any]]) -> Figure:
-    """The same images after several epochs in one embedding, coloured by cluster. The last panel: coloured by class."""
-    result, axes = grid(title, len(maps) + 1, -(-(len(maps) + 1) // 2), (3.4, 3.3), sharex=True, sharey=True)
-    for axis, points in zip(axes, maps, strict=False):
-        draw_map(axis, points, "cluster", f"epoch {points['epoch']}", 10)
-    draw_map(axes[-1], maps[-1], "label", "the classes, not seen in training", 10, range(10))
-    return result
-
-
-@figure
-def matching(title: str, counts: np.ndarray, clusters: np.ndarray, names: Sequence[str]) -> Figure:
-    """Images by class and cluster (classes, clusters): as they came, and with each cluster in its class's column."""
-    result, axes = panels(title, 1, 2, figsize=(10.5, 4.6))
-    table = pd.DataFrame(counts, pd.Index(names, name="class")).rename_axis(columns="cluster")
-    for axis, shown, name in zip(axes, (table, table[clusters]), ("as they came", "matched"), strict=True):
-        sns.heatmap(shown, annot=True, fmt="d", cmap="Blues", cbar=False, ax=axis, annot_kws={"fontsize": 8})
-        for i in range(len(names)):
-            axis.add_patch(Rectangle((i + 0.03, i + 0.03), 0.94, 0.94, fill=False, ec=POSITIVE, lw=1.5))
-        axis.set_title(f"clusters {name}: {np.trace(shown)} of {counts.sum()} on the diagonal")
-        axis.tick_params(axis="y", rotation=0)
-    return result
-
-
-@figure
-def examples(title: str, data: ImageSet, clustering: Clustering, classes: np.ndarray, n: int = 12) -> Figure:
-    """The most confident right and wrong images, and the least confident ones; classes: (M,) of each cluster."""
-    named = classes[clustering.labels_pred]
-    sure, right = np.argsort(-clustering.confidence, kind="stable"), named == data.labels
-    kinds = {"surest, right": sure[right[sure]], "surest, wrong": sure[~right[sure]], "least sure": sure[::-1]}
-    rows = [(name, data.images[numbers[:n]] / 255) for name, numbers in kinds.items()]
-    result, axes = image_rows(title, rows, n, 0.85)
-    result.set_figheight(4.1)
-    for row, numbers in zip(axes, kinds.values(), strict=True):
-        for axis, number in zip(row, numbers, strict=False):
-            heading = f"{data.labels[number]} → {named[number]}\n{clustering.confidence[number]:.2f}"
-            axis.set_title(heading, fontsize=9, color="black" if right[number] else POSITIVE)
+    axes[0, 0].legend(handles=axes[0, 0].lines[:2])  # the lines of the first seed
     return result

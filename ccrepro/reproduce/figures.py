@@ -1,7 +1,7 @@
 """One function per figure: data in, matplotlib `Figure` out. Nothing here computes a result."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ccrepro.data.registry import DATASETS
-from ccrepro.drawing import COLORS, STYLE, draw_image, draw_map, figure, grid, image_rows, panels, small_png
+from ccrepro.drawing import COLORS, NEGATIVE, POSITIVE, draw_image, figure, grid, image_rows, panels, small_png
 from ccrepro.reproduce.records import Record, reported
 from ccrepro.reproduce.tables import cells
 from ccrepro.runtime import storage
@@ -22,7 +22,7 @@ def save(drawn: Figure | None, name: str, preset: str, results_dir: str | Path =
     """Write a figure, if there is one, as PNG under ``results/figures/<preset>/``, and return it."""
     if drawn is not None:
         buffer = io.BytesIO()
-        drawn.savefig(buffer, format="png", dpi=STYLE["savefig.dpi"], metadata={"Software": None})
+        drawn.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
         folder = storage.ROOT / results_dir / "figures" / preset
         storage.atomic_write(folder / f"{name}.png", small_png(buffer.getvalue()))
     return drawn
@@ -39,10 +39,8 @@ def view_pairs(title: str, images: Any, view_a: Any, view_b: Any, n: int = 10) -
 def samples(title: str, images: np.ndarray, labels: np.ndarray | None, names: Sequence[str], n: int = 8) -> Figure:
     """n images of each class (of at most 20), drawn at random; all uint8 (N, C, S, S). Without labels, one row."""
     labels, rng = np.zeros(len(images), dtype=int) if labels is None else labels, np.random.default_rng(0)
-    rows = []
-    for kind in np.unique(labels)[:20]:
-        shown = images[rng.permutation(np.flatnonzero(labels == kind))[:n]] / 255
-        rows.append((names[kind] if names else "", shown))
+    drawn = {kind: rng.permutation(np.flatnonzero(labels == kind))[:n] for kind in np.unique(labels)[:20]}
+    rows = [(names[kind] if names else "", images[shown] / 255) for kind, shown in drawn.items()]
     return image_rows(title, rows, n, 0.7)[0]
 
 
@@ -104,8 +102,8 @@ def feature_space(records: Sequence[Record]) -> Figure:
     space = "pixels" if record["config"]["baseline"] else "output of the instance head"
     title = f"{_run_title(record)}: {space}, {len(points['x'])} images"
     result, axes = panels(title, 1, 2, figsize=(10, 4.6))
-    draw_map(axes[0], points, "label", "coloured by class (not seen in training)", len(names), names)
-    draw_map(axes[1], points, "cluster", "coloured by cluster", len(clusters), clusters)
+    _draw_map(axes[0], points, "label", "coloured by class (not seen in training)", len(names), names)
+    _draw_map(axes[1], points, "cluster", "coloured by cluster", len(clusters), clusters)
     return result
 
 
@@ -118,8 +116,22 @@ def evolution(records: Sequence[Record]) -> Figure:
     result, axes = grid(title, len(shown), 3, (3.3, 3.4), sharex=True, sharey=True)
     for axis, at in zip(axes, shown, strict=True):
         heading = f"epoch {at['epoch']}: NMI {at['scores']['nmi']:.3f}"
-        draw_map(axis, at, "cluster", heading, record["config"]["n_clusters"])
+        _draw_map(axis, at, "cluster", heading, record["config"]["n_clusters"])
     return result
+
+
+def _draw_map(axis: plt.Axes, points: Mapping[str, Any], by: str, title: str, n: int, names: Sequence = ()) -> None:
+    """A t-SNE map: ``x`` and ``y`` of each point, coloured by its number in ``points[by]``, which is below n. ``names``
+    are written at the median of their points, if there are at most 20."""
+    palette = np.array(sns.color_palette("tab10" if n <= 10 else "husl", n))
+    axis.scatter(points["x"], points["y"], c=palette[points[by]], s=8, lw=0)
+    axis.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[], title=title)
+    axis.label_outer()
+    frame = pd.DataFrame({name: points[name] for name in ("x", "y", by)})
+    for number, x, y in frame.groupby(by).median().itertuples() if 0 < len(names) <= 20 else ():
+        axis.text(
+            x, y, names[number], ha="center", va="center", weight="bold", bbox={"fc": "w", "ec": "0.6", "pad": 1.5}
+        )
 
 
 @figure
@@ -153,7 +165,7 @@ def cosines(records: Sequence[Record]) -> Figure:
     paper, epochs = reported(), records[0]["history"]["epoch"]
     ours = f"{DATASETS[records[0]['dataset']].title}, {len(records)} seed{'s' * (len(records) > 1)}"
     for (top, bottom), head in zip(axes.T, ("instance", "cluster"), strict=True):
-        for color, kind in zip(COLORS, ("positive", "negative"), strict=False):
+        for kind, color in (("positive", POSITIVE), ("negative", NEGATIVE)):
             means, sds = (np.array([r["history"][f"{head}_{kind}{part}"] for r in records]) for part in ("", "_sd"))
             top.plot(epochs, means.T, color=color, lw=1)
             mean, sd = means.mean(0), sds.mean(0)
@@ -171,12 +183,15 @@ def cosines(records: Sequence[Record]) -> Figure:
 @figure
 def examples(records: Sequence[Record], kind: str, images: np.ndarray | None) -> Figure:
     """The first record's examples of one kind. images: uint8 (N, C, S, S), all that the run was made on, or None."""
-    shown, names = pd.DataFrame(records[0]["examples"]).query("kind == @kind"), records[0]["class_names"]
+    found, names = pd.DataFrame(records[0]["examples"]), records[0]["class_names"]
+    right, shown = (found[found.kind == of] for of in ("right", kind))
+    matched = {cluster: f"class {names[label]}" for cluster, label in zip(right.cluster, right.label, strict=True)}
     result, axes = grid("", len(shown), 10, (1.15, 1.62))
     for axis, example in zip(axes, shown.itertuples(), strict=True):
         draw_image(axis, images[example.image] / 255)
         axis.set_axis_off()
-        axis.set_title(f"class {names[example.label]}\ncluster {example.cluster}\n{example.confidence:.3f}", fontsize=8)
+        cluster = matched.get(example.cluster, f"cluster {example.cluster}")
+        axis.set_title(f"class {names[example.label]}\n→ {cluster}\n{example.confidence:.3f}", fontsize=8)
     return result
 
 

@@ -48,7 +48,10 @@ def run(path: Path, output: Path, parameters: dict[str, Any]) -> Path:
             if isinstance(error, DeadKernelError):
                 raise NotebookError(f"The kernel of {path.name} died. Free some memory and run it again.") from error
             raise _translated(error, path) from error
-        return storage.atomic_write(output, nbformat.writes(_reproducible(nbformat.read(scratch, as_version=4))))
+        made = nbformat.read(scratch, as_version=4)
+    if [cell for cell in made.cells if cell.cell_type == "code"][-1].execution_count is None:  # sys.exit(0) is no error
+        raise NotebookError(f"{path.name} stopped before its last cell.")
+    return storage.atomic_write(output, nbformat.writes(_reproducible(made)))
 
 
 def check_injected(cells: Sequence[str]) -> None:

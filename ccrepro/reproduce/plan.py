@@ -22,7 +22,6 @@ from ccrepro.data.registry import DATASETS
 from ccrepro.errors import unknown
 from ccrepro.recipes import PRESETS, RECIPES, VARIANTS, departures, recipe, run_name
 from ccrepro.reproduce import notebooks, pool, records, streams, tables
-from ccrepro.reproduce.records import Record
 from ccrepro.runs.record import Run, as_text, complete, run_folder
 from ccrepro.runs.resume import fit
 from ccrepro.runtime import storage
@@ -68,17 +67,13 @@ def plan(
         raise unknown("preset", preset, PRESETS)
     datasets = datasets or [d for d in RECIPES[preset] if "stand-in" not in DATASETS[d].title]
     variants = variants or [name for name, v in VARIANTS.items() if preset != "demo" or v.table != "5"]
-    runs = records.as_runs([*_records(preset, "results"), *_records(preset, LOCAL)])
-    medians, planned = runs.groupby(tables.KIND).seconds.median(), []
+    made = [r for place in ("results", LOCAL) for r in records.by_preset(place).get(preset, [])]
+    medians, planned = records.as_runs(made).groupby(tables.KIND).seconds.median(), []
     for dataset, variant, seed in dict.fromkeys(itertools.product(datasets, variants, seeds)):
         config = recipe(dataset, preset, variant, seed, **overrides)
         seconds = medians.get((dataset, departures(recipes.overrides(config)), variant))
         planned.append(Planned(config, (run_folder(config, runs_dir) / "run.json").exists(), seconds))
     return sorted(planned, key=lambda p: (not p.done, p.config.seed, math.inf if p.seconds is None else p.seconds))
-
-
-def _records(preset: str, results_dir: str) -> list[Record]:
-    return records.load_records(preset, results_dir) if preset in records.presets(results_dir) else []
 
 
 def describe(planned: list[Planned], at_once: int) -> str:
@@ -110,7 +105,7 @@ def reproduce(planned: list[Planned], at_once: int, gpus: list[str], runs_dir: s
         for p in planned:
             gather(run_folder(p.config, runs_dir) / "run.json", LOCAL, data_dir)
         render(preset, at_once, LOCAL, data_dir)
-        yours, published = (_records(preset, place) for place in (LOCAL, "results"))
+        yours, published = (records.by_preset(place).get(preset, []) for place in (LOCAL, "results"))
     print(f"\nACC, mean ± standard deviation (number of seeds):\n{tables.comparison(yours, published)}\n")
     print(f"Tables, figures and executed notebooks: {LOCAL}/{{tables,figures,notebooks}}/{preset}")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from ccrepro.errors import ConfigError
 from ccrepro.recipes import PRESETS
 from ccrepro.reproduce import claims, notebooks, plan, pool, records, tables
-from ccrepro.reproduce.records import Record, as_runs, load_records, provenance
+from ccrepro.reproduce.records import as_runs, provenance
 from ccrepro.reproduce.tables import TABLES, as_markdown
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import at_once
@@ -32,7 +32,7 @@ def publish(*, lessons: bool = False, jobs: int = 0, runs_dir: str = "runs", dat
             raise ConfigError(f"{path} was made by code that is not committed. Commit it, and run it again.")
     for path in paths:
         plan.gather(path, "results", data_dir)
-    for preset in records.presets():
+    for preset in records.by_preset():
         plan.render(preset, at_once(jobs), "results", data_dir, anew=True)
     if lessons:
         here, there = storage.ROOT / "notebooks", storage.ROOT / "results/notebooks/demo"
@@ -46,7 +46,7 @@ def publish(*, lessons: bool = False, jobs: int = 0, runs_dir: str = "runs", dat
 def with_results(text: str, results_dir: str | Path = "results") -> str:
     """The README's text with a new results section: Table 2 in ACC, of the runs that follow the recipes."""
     parts = []
-    for preset, every in _published(results_dir).items():
+    for preset, every in records.by_preset(results_dir).items():
         runs = as_runs([r for r in every if not records.departs(r)])
         shown = tables.table("main_results", runs).drop(columns="difference")
         parts += [tables.as_markdown(shown), f"Preset `{preset}`."] if len(shown) else []
@@ -56,7 +56,7 @@ def with_results(text: str, results_dir: str | Path = "results") -> str:
 
 def index(results_dir: str | Path = "results") -> str:
     """``results/README.md``: every claim with its verdict, every table with its rows that were run, their origin."""
-    of_preset = _published(results_dir)
+    of_preset = records.by_preset(results_dir)
     every = [r for own in of_preset.values() for r in own]
     parts = [f"# Results\n\nMade by `make publish`. [How to read this](../docs/results.md).\n\n## What holds\n\n"
              f"{as_markdown(claims.table(every))}\n\n{claims.RULE}"]  # fmt: skip
@@ -70,8 +70,3 @@ def index(results_dir: str | Path = "results") -> str:
         links = [f"[`{kind}/{preset}`]({kind}/{preset})" for kind in ("tables", "figures", "notebooks")]
         parts.append(f"NMI, ARI, figures: {', '.join(links)}.")
     return "\n\n".join(filter(None, [*parts, tables.RULE])) + "\n"
-
-
-def _published(results_dir: str | Path) -> dict[str, list[Record]]:
-    """The records of each preset, in the order of `PRESETS`."""
-    return {p: load_records(p, results_dir) for p in PRESETS if p in records.presets(results_dir)}

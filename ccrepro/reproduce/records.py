@@ -10,7 +10,7 @@ import pandas as pd
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError, DataError
-from ccrepro.recipes import departures
+from ccrepro.recipes import PRESETS, departures
 from ccrepro.runtime import storage
 
 METRICS = ("nmi", "acc", "ari")
@@ -37,9 +37,10 @@ def load_records(
     return sorted(records, key=lambda r: (order(r["dataset"]), r["variant"], departs(r), r["seed"]))
 
 
-def presets(results_dir: str | Path = "results") -> list[str]:
-    """The presets that have records."""
-    return sorted({path.parts[-3] for path in (storage.ROOT / results_dir / "runs").glob("*/*/*.json")})
+def by_preset(results_dir: str | Path = "results") -> dict[str, list[Record]]:
+    """The records of each preset that has any, in the order of `PRESETS`."""
+    runs = storage.ROOT / results_dir / "runs"
+    return {preset: load_records(preset, results_dir) for preset in PRESETS if any((runs / preset).glob("*/*.json"))}
 
 
 def read(path: Path) -> Record:

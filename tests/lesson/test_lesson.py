@@ -9,11 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from ccrepro import metrics
 from ccrepro.lesson import demos
 from ccrepro.recipes import recipe
 from ccrepro.reproduce import notebooks
-from ccrepro.runs.resume import fit
 
 LESSON = Path(__file__).parents[2] / "notebooks/01_method.ipynb"
 
@@ -71,15 +69,6 @@ def test_exercises_are_stated_open_and_answered():
         assert book.cells[i + 2].source.startswith("<details>")
 
 
-def test_counts_agree_with_the_package(digits):
-    clusters = (digits.labels * 3 + 1) % 10
-    clusters[:40] = 0
-    counts = demos.counts(digits.labels, clusters, 10)
-    assert counts[4, 3] == ((digits.labels == 4) & (clusters == 3)).sum()
-    matched = metrics.contingency(digits.labels, clusters, 10)
-    assert sorted(map(tuple, counts.T)) == sorted(map(tuple, matched.T))
-
-
 def test_example_rows_are_assignments(digits):
     images, *views = demos.example(digits)
     assert images.shape == (9, 1, 8, 8)
@@ -87,26 +76,20 @@ def test_example_rows_are_assignments(digits):
 
 
 @pytest.mark.slow
-def test_watch_keeps_the_epochs_it_is_asked_for(digits):
-    config = recipe("digits", "demo", epochs=4, n_clusters=3, batch_size=512)
-    watch = demos.Watch(config, digits)
-    fit(config, digits, watch.report)
-    assert sorted(watch.kept) == [0, 1, 4]
-    assert watch.progress().epoch.tolist() == [0, 1, 4]
-    maps = watch.maps()
-    assert [m["epoch"] for m in maps] == [0, 1, 4]
-    assert all(len(m["x"]) == len(m["cluster"]) == len(m["label"]) == 600 for m in maps)
+def test_training_gives_a_network_and_its_record_and_leaves_no_file(digits, root):
+    network, record = demos.train(recipe("digits", "demo", epochs=2, n_clusters=3, batch_size=512), digits)
+    assert network(torch.zeros(2, 1, 8, 8))[1].shape == (2, 3)
+    assert len(record["history"]["loss"]) == record["epochs"] == 2
+    assert not [*root.rglob("run.json")]
 
 
 @pytest.mark.slow
 def test_entropy_trials_differ_in_the_term_and_the_heads_only(digits):
     trials = demos.entropy_trials(digits, 1, [3])
-    assert [(t["heads"], t["entropy_weight"]) for t in trials] == [
-        ("both heads", 1.0), ("both heads", 0.0), ("cluster head alone", 1.0), ("cluster head alone", 0.0),
-    ]  # fmt: skip
-    assert all(t["counts"].sum() == 1797 and (np.diff(t["counts"]) <= 0).all() for t in trials)
-    assert len({t["entropy"][0] for t in trials}) == 4
+    assert trials.trained.tolist() == ["both heads"] * 2 + ["cluster head alone"] * 2
+    assert all(sizes.sum() == 1797 and (np.diff(sizes) <= 0).all() for sizes in trials.sizes)
+    assert trials.entropy.str[0].nunique() == 4
     table = demos.entropy_table(trials)
     assert table["entropy term"].tolist() == ["with", "without", "with", "without"]
-    assert table["empty clusters"].tolist() == [str((t["counts"] == 0).sum()) for t in trials]
-    assert float(table["largest cluster"][0]) == pytest.approx(trials[0]["counts"][0] / 1797, abs=5e-4)
+    assert table["empty clusters"].tolist() == [str((sizes == 0).sum()) for sizes in trials.sizes]
+    assert float(table["largest cluster"][0]) == pytest.approx(trials.sizes[0][0] / 1797, abs=5e-4)

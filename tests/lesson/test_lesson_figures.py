@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from ccrepro.evaluate import Clustering
 from ccrepro.lesson import demos, figures, sliders
 
 
@@ -23,8 +22,8 @@ def test_augmentation_figure_shows_each_by_itself_and_at_work():
     config = demos.color_config()
     axes = figures.augmentation("title", demos.flower(), config).axes
     image = axes[0].images[0].get_array()
-    columns = [[axes[7 * row + column].images[0].get_array() for row in range(3)] for column in range(1, 6)]
-    at_work = np.array([[np.abs(view - image).mean() > 0.01 for view in column] for column in columns])
+    rows = [[axis.images[0].get_array() for axis in axes[8 * row : 8 * row + 8]] for row in range(1, 6)]
+    at_work = np.array([[np.abs(view - image).mean() > 0.01 for view in row] for row in rows])
     assert at_work.any(1).all()
     assert at_work.all(1).tolist() == [True, False, False, False, False]  # a crop is always taken
     flipped, grey = (
@@ -42,35 +41,16 @@ def test_similarity_figure_outlines_the_positives_and_leaves_the_diagonal_out():
     assert axis.collections[0].get_array().mask.diagonal().all()
 
 
-def test_share_and_temperature_figures_show_the_loss_of_the_row_and_its_gradient():
+def test_share_figure_shows_the_loss_of_the_row_and_its_gradient():
     z = F.normalize(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), dim=1)
     s = (z @ z.T).requires_grad_()
     e = (s[1] / 0.5).exp()
     ell = -torch.log(e[4] / (e.sum() - e[1]))
     ell.backward()
-    assert f"ℓ = {ell:.3f}" in figures.share("title", s.detach(), 1, [0.5]).axes[0].get_title()
-    drawn = figures.temperature("title", s.detach(), 1, 0.5)
-    assert f"ℓ = {ell:.3f}" in drawn._suptitle.get_text()
-    pulls = [bar.get_height() for bar in drawn.axes[1].patches]
+    top, bottom = figures.share("title", s.detach(), 1, 0.5).axes
+    assert f"ℓ = {ell:.3f}" in top.get_title()
+    pulls = [bar.get_height() for bar in bottom.patches]
     assert pulls == pytest.approx((-s.grad[1][[0, 2, 3, 4, 5]]).tolist(), abs=1e-5)
-
-
-def test_matching_figure_puts_the_matched_clusters_on_the_diagonal():
-    counts = np.array([[10, 9, 0], [8, 1, 2], [0, 3, 5]])
-    axes = figures.matching("title", counts, np.array([1, 0, 2]), ("0", "1", "2")).axes
-    assert [a.get_title().split(": ")[1] for a in axes] == ["16 of 38 on the diagonal", "22 of 38 on the diagonal"]
-    assert [t.get_text() for t in axes[1].get_xticklabels()] == ["1", "0", "2"]
-
-
-def test_examples_figure_sorts_by_right_and_by_confidence(digits):
-    rng = np.random.default_rng(0)
-    clusters, confidence = np.where(rng.random(1797) < 0.7, digits.labels, 3), rng.random(1797)
-    axes = figures.examples("title", digits, Clustering(clusters, np.zeros(0), confidence), np.arange(10), n=3).axes
-    right = clusters == digits.labels
-    shown = [a.get_title().split("\n")[1] for a in axes]
-    expected = (confidence[right].max(), confidence[~right].max(), confidence.min())
-    assert [shown[0], shown[3], shown[6]] == [f"{c:.2f}" for c in expected]
-    assert all(a.get_title()[0] != a.get_title()[4] for a in axes[3:6])
 
 
 def test_sliders_draw_anew_with_their_values():

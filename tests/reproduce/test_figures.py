@@ -22,7 +22,7 @@ def trained():
         | (tsne if e in (0, 3) else {})
         for e in range(4)
     ]
-    examples = {"kind": ["right", "wrong", "wrong"], "image": [0, 5, 7], "label": [0, 1, 0], "cluster": [3, 1, 2],
+    examples = {"kind": ["right", "wrong", "wrong"], "image": [0, 5, 7], "label": [0, 1, 0], "cluster": [3, 3, 2],
                 "confidence": [0.99, 0.9, 0.8]}  # fmt: skip
     streaming = {
         "assign": {"batch_size": [1, 8], "milliseconds": [2.0, 3.0]},
@@ -93,7 +93,7 @@ def test_ablation_has_a_dot_per_seed_a_bar_per_mean_and_a_diamond_for_the_paper(
 
 def test_examples_show_the_images_with_class_cluster_and_confidence(trained, digits):
     axes = figures.examples(trained, "wrong", digits.images).axes
-    assert [a.get_title() for a in axes] == ["class one\ncluster 1\n0.900", "class zero\ncluster 2\n0.800"]
+    assert [a.get_title() for a in axes] == ["class one\n→ class zero\n0.900", "class zero\n→ cluster 2\n0.800"]
     assert np.array_equal(axes[0].images[0].get_array(), digits.images[5, 0] / 255)
     assert figures.examples(trained, "wrong", None) is None  # the data set is not at hand
 

@@ -98,6 +98,12 @@ def test_a_notebook_that_fails_keeps_nothing_half_made(made, root, source, error
     assert [p.name for p in root.rglob("*") if p.is_file() and p.name != "made.ipynb"] == ["results-out.ipynb"]
 
 
+def test_a_notebook_that_exits_early_is_not_finished(made, tmp_path):
+    with pytest.raises(NotebookError, match="stopped before its last cell"):
+        notebooks.run(made("seed = 0", "import sys; sys.exit(0)", "seed"), tmp_path / "out.ipynb", {})
+    assert not (tmp_path / "out.ipynb").exists()
+
+
 def test_equal_runs_give_equal_files(made, tmp_path):
     path = made("seed = 0", "seed + 1")
     one, two = (notebooks.run(path, tmp_path / f"{name}.ipynb", {"seed": 4}) for name in "ab")

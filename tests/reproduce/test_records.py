@@ -2,7 +2,7 @@ import pytest
 from made_records import HARDWARE, record, records, write
 
 from ccrepro.errors import ConfigError, DataError
-from ccrepro.reproduce.records import data_sets, find_records, load_records, machine, presets, provenance, reported
+from ccrepro.reproduce.records import by_preset, data_sets, find_records, load_records, machine, provenance, reported
 
 
 def test_data_sets_have_the_papers_counts():
@@ -30,7 +30,7 @@ def test_records_are_found_by_preset_data_set_and_seed(root):
     made = [*records(cc=[0.9, 0.8]), *records("cifar10", "paper", cc=[0.7], kmeans_pixels=[0.2, 0.3])]
     made += records("stl10", "paper", cc=[0.6])
     write(root / "results", made)
-    assert presets() == ["demo", "paper"]
+    assert [*by_preset()] == ["demo", "paper"]
     assert [r["seed"] for r in load_records("demo", seeds=[1, 4])] == [1]
     names = [(r["dataset"], r["variant"], r["seed"]) for r in load_records("paper", datasets=["stl10", "cifar10"])]
     assert names == [("stl10", "cc", 0), ("cifar10", "cc", 0), *(("cifar10", "kmeans-pixels", s) for s in (0, 1))]
