@@ -6,6 +6,7 @@ Letters: N images, S side of the square they are kept at, K clusters.
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,14 +34,10 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
 
 FEW = 1_000  # with fewer images, training from scratch is likely to lose against a pretrained start
-FOLDERS = ("training", "packed", "packed.partial", "thumbs")  # `run` replaces these, and these files:
+# What `run` replaces, and what tells that an earlier `run` wrote it: at least one of these is there.
 FILES = ("index.html", "clusters.csv", "log.jsonl", "model.safetensors")
-OF_EARLIER = (
-    "training/lock",
-    "packed.partial/images.npy",
-    "packed/index.json",
-    "summary.json",
-)  # an earlier `run` left at least one of these
+REPLACED = ("training", "packed", "packed.partial", "thumbs", *FILES)
+OF_EARLIER = ("training/lock", "packed.partial/images.npy", "packed/index.json", "summary.json")
 
 
 @dataclass(frozen=True)
@@ -104,35 +101,31 @@ def cluster(collection: Collection, n_clusters: int, out: Path, pretrained: str 
     if pretrained:
         model = start(config, images.shape[1], pretrained).to(choose_device(config.device))
         before = streaming.outputs(model, images, config.image_size).h
-    model = _saved(collection, config, pretrained, out) or _trained(collection, config, model, out)
+    model = _trained(collection.data, config, pretrained, model, out)
     found = streaming.outputs(model, images, config.image_size)
     again = kmeans(found.z if before is None else before, config.n_clusters, config.seed)
     agreement = view_agreement(model, config, images)
     return Clusters(config, pretrained, model, found.p.argmax(1), found.p.max(1), again, agreement)
 
 
-def _saved(collection: Collection, config: Config, pretrained: str, out: Path) -> ContrastiveClusteringModel | None:
-    """The model that `save` wrote for the same images, start and settings, or None."""
-    try:
-        model, known, facts = load_model(out / "model.safetensors")
-    except CheckpointError:  # absent, or damaged
-        return None
-    same = (facts.get("images"), facts.get("pretrained")) == (collection.data.sha256, pretrained)
-    if not same or known.differences(config):
-        return None
-    print(f"trained before; remove {out / 'model.safetensors'} to train anew", flush=True)
-    return model.to(choose_device(config.device))
-
-
 def _trained(
-    collection: Collection, config: Config, model: ContrastiveClusteringModel | None, out: Path
+    data: ImageSet, config: Config, pretrained: str, model: ContrastiveClusteringModel | None, out: Path
 ) -> ContrastiveClusteringModel:
-    network, side = f"network {config.backbone}{' from ImageNet' if model else ''}", config.image_size
+    """The model that `save` wrote for the same images, start and settings, or else one that is trained now."""
+    path, side, device = out / "model.safetensors", config.image_size, choose_device(config.device)
+    with suppress(CheckpointError):  # absent, or damaged
+        saved, known, facts = load_model(path)
+        if (facts.get("images"), facts.get("pretrained")) == (data.sha256, pretrained) and not known.differences(
+            config
+        ):
+            print(f"trained before; remove {path} to train anew", flush=True)
+            return saved.to(device)
+    network = f"network {config.backbone}{' from ImageNet' if model else ''}"
     what = f"{network}, batches of {config.batch_size} views of {side}×{side} pixels, {config.epochs} epochs"
-    print(f"{what} on {choose_device(config.device).type}", flush=True)
+    print(f"{what} on {device.type}", flush=True)
     log = EpochLog(out / "log.jsonl", f"K={config.n_clusters}", config.epochs)
     report, checkpoints = lambda epoch, _: log.write(epoch), Checkpoints(out / "training")
-    return resume.fit(config, collection.data, report, checkpoints, model=model)[0]
+    return resume.fit(config, data, report, checkpoints, model=model)[0]
 
 
 def table(collection: Collection, found: Clusters) -> pd.DataFrame:
@@ -203,7 +196,7 @@ def check_out(folder: str | Path, out: Path) -> None:
     if out.resolve().is_relative_to(images):
         raise ConfigError(f"{out} lies in {folder}: its thumbnails would be taken for images. Choose a folder outside.")
     earlier = any((out / name).exists() for name in OF_EARLIER)
-    for place in (out / name for name in FOLDERS + FILES):
+    for place in (out / name for name in REPLACED):
         if images.is_relative_to(place.resolve()) or (place.exists() and not earlier):
             what = f"{place} was not written by an earlier cluster command, and would be replaced"
             raise ConfigError(f"{what}. Choose an empty folder, or a new one.")

@@ -34,8 +34,7 @@ def unwrapped(x: Any) -> Any:
     Raises `ImageError` for images of different shapes.
     """
     if hasattr(x, "detach"):
-        x = x.detach().cpu()
-        return (x.float() if x.is_floating_point() else x).numpy()
+        return x.detach().cpu().numpy()
     if getattr(x, "ndim", 0) == 1 and (hasattr(x, "iloc") or x.dtype == object):  # a column of a table
         x = x.tolist()
     if is_paths(x) or hasattr(x, "iloc") or hasattr(x, "tocsr"):
@@ -84,10 +83,8 @@ def _channels_first(x: np.ndarray) -> np.ndarray:
         return x.transpose(0, 3, 1, 2)
     if x.ndim == 3 and x.shape[2] != 3 and x.size:
         return x[:, None]
-    fixes = {0: "Give paths in a list", 2: "Use X.reshape(-1, H, W) or image_shape", 3: "Give one image as X[None]"}
-    fix = "X[..., :3] drops the transparency" if x.ndim == 4 and x.shape[3] == 4 else fixes.get(x.ndim, "Reshape X")
-    what = f"X has shape {x.shape}, not (N, H, W), (N, H, W, 3) or (N, 3, H, W)"
-    raise ImageError(f"{what}. {fix if x.size else 'At least one is required'}.")
+    what = f"X has shape {x.shape}, not (N, H, W), (N, H, W, 3) or (N, 3, H, W), with N at least 1"
+    raise ImageError(f"{what}. Reshape X; give image_shape for flat rows, X[None] for one image, paths in a list.")
 
 
 def fold(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -105,7 +102,7 @@ def look_through(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ImageError(f"There is no folder or image {path}. Correct the path.")
-    files = visible_files(path, deep=True)
+    files = visible_files(path)
     images, others = [file for file in files if is_image(file)], [file for file in files if not is_image(file)]
     if others:
         kinds = Counter((f.suffix.lower() or "without ending") if f.is_file() else "broken link" for f in others)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ccrepro.config import Config
 from ccrepro.errors import CheckpointError
 from ccrepro.model import ContrastiveClusteringModel, build
-from ccrepro.runs.weights import read_pickle, reason
+from ccrepro.runs.weights import check_finite, read_pickle, reason
 
 # The authors' names of the model's parts, and ours. Within a part the names are the same.
 PREFIXES = {"resnet.": "backbone.", "instance_projector.": "instance_head.", "cluster_projector.": "cluster_head."}
@@ -36,9 +36,7 @@ def load_authors(path: str | Path, config: Config) -> tuple[ContrastiveClusterin
         what = f"{path} does not hold the authors' {config.backbone}, K={config.n_clusters}, D={config.instance_dim}"
         fix = "Name its data set with --dataset and its network with --backbone"
         raise CheckpointError(f"{what}: {reason(error)}. {fix}.") from None
-    for name, value in model.state_dict().items():
-        if not value.isfinite().all():
-            raise CheckpointError(f"Values in {name} of {path} are not finite. Take an earlier checkpoint.")
+    check_finite(model.state_dict(), path)
     return model.to(memory_format=torch.channels_last).eval(), stored.get("epoch", 0)
 
 

@@ -21,7 +21,7 @@ import torch
 
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
-from ccrepro.errors import ConfigError, DataError
+from ccrepro.errors import DataError
 from ccrepro.evaluate import Clustering, evaluate, score
 from ccrepro.metrics import contingency, scores
 from ccrepro.model import ContrastiveClusteringModel
@@ -41,14 +41,12 @@ class EpochLog:
     """Writes a JSON line per epoch to a file, and now and then a line with the time left to the terminal.
 
     A resumed training writes some epochs a second time: their first lines are dropped. ``clusters`` shows how many
-    clusters are in use, the exponential of the entropy of the mean assignment. ``tensorboard`` writes the numbers for
-    TensorBoard too; raises `ConfigError` where that is not installed.
+    clusters are in use, the exponential of the entropy of the mean assignment.
     """
 
-    def __init__(self, path: Path, name: str, epochs: int, clusters: bool = True, tensorboard: bool = False):
+    def __init__(self, path: Path, name: str, epochs: int, clusters: bool = True):
         self.path, self.name, self.epochs, self.clusters = path, name, epochs, clusters
         self.start, self.printed, self.first = time.monotonic(), -math.inf, 0  # first: epoch that is written here
-        self.board = _tensorboard(path.parent / "tensorboard") if tensorboard else None
 
     def write(self, epoch: Epoch, **more: Any) -> None:
         """Write an epoch's numbers, of which epoch 0 has none; ``more`` goes into the file only."""
@@ -61,23 +59,11 @@ class EpochLog:
             storage.atomic_write(self.path, "".join(lines[: number - 1]))
         with self.path.open("a") as file:
             file.write(json.dumps({**epoch, "epochs": self.epochs, **more}) + "\n")
-        if self.board:
-            for name, value in epoch.items():
-                self.board.add_scalar(name, value, number)
-            self.board.flush()
         if now - self.printed >= EVERY or number == self.epochs:
             self.printed, rate = now, (now - self.start) / (number - self.first + 1)
             used = f"clusters used {math.exp(epoch['entropy']):.1f}  " if self.clusters else ""
             said = f"{self.name}  epoch {number}/{self.epochs}  loss {epoch['loss']:.3f}  {used}"
             print(f"{said}{rate:.2f} s/epoch  {rate * (self.epochs - number):.0f} s left", flush=True)
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("TensorBoard is not installed. Run pip install 'ccrepro[tensorboard]'.") from None
-    return SummaryWriter(str(folder))
 
 
 class Run:
@@ -88,7 +74,7 @@ class Run:
     `LockedError` where another process works on the same run.
     """
 
-    def __init__(self, config: Config, data: ImageSet, runs_dir: str | Path = "runs", tensorboard: bool = False):
+    def __init__(self, config: Config, data: ImageSet, runs_dir: str | Path = "runs"):
         self.config, self.data, self.start = config, data, time.monotonic()
         self.folder = run_folder(config, runs_dir)
         self._lock = storage.lock(self.folder).lock
@@ -96,8 +82,7 @@ class Run:
         (self.folder / "run.json").unlink(missing_ok=True)
         self.checkpoints = Checkpoints(self.folder)
         self.clusters = config.heads != "instance"  # otherwise each scoring would take a k-means
-        path, name = self.folder / "log.jsonl", run_name(config)
-        self.log = EpochLog(path, name, config.epochs, self.clusters, tensorboard)
+        self.log = EpochLog(self.folder / "log.jsonl", run_name(config), config.epochs, self.clusters)
 
     def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
         """Log an epoch's numbers, and at some epochs save the clustering too."""
