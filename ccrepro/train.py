@@ -27,8 +27,7 @@ from ccrepro import batches
 from ccrepro.augmentations import eval_view
 from ccrepro.backbones import FastNetwork
 from ccrepro.config import Config
-from ccrepro.data import ImageSet, as_tensor
-from ccrepro.data.statistics import channel_statistics
+from ccrepro.data import ImageSet, as_tensor, channel_statistics
 from ccrepro.errors import NumericalError
 from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, pair_cosines
 from ccrepro.model import ContrastiveClusteringModel, build

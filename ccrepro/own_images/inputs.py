@@ -124,13 +124,9 @@ def usual_side(paths: Sequence[str | Path], n: int = 200) -> int:
 
 def from_paths(paths: Sequence[str | Path], side: int) -> np.ndarray:
     """Image files → uint8 (N, 3, S, S). Raises `ImageError`, which names the first bad files."""
-    images, bad = np.empty((len(paths), 3, side, side), np.uint8), []
     with ThreadPoolExecutor() as pool:
-        for row, image in enumerate(pool.map(read, paths, repeat(side))):
-            if isinstance(image, BadImage):
-                bad.append(f"{paths[row]}: {image}")
-            else:
-                images[row] = image
+        images = list(pool.map(read, paths, repeat(side)))
+    bad = [f"{path}: {image}" for path, image in zip(paths, images, strict=True) if isinstance(image, BadImage)]
     if bad:
         raise ImageError(f"{len(bad)} of {len(paths)} images are bad: {'; '.join(bad[:5])}. Leave them out.")
-    return images
+    return np.stack(images)
