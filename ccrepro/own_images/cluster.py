@@ -7,9 +7,8 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -34,26 +33,19 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
 
 FEW = 1_000  # with fewer images, training from scratch is likely to lose against a pretrained start
-# What `run` replaces, and what tells that an earlier `run` wrote it: at least one of these is there.
-FILES = ("index.html", "clusters.csv", "log.jsonl", "model.safetensors")
-REPLACED = ("training", "packed", "packed.partial", "thumbs", *FILES)
-OF_EARLIER = ("training/lock", "packed.partial/images.npy", "packed/index.json", "summary.json")
+OF_EARLIER = ("training/lock", "packed.partial/images.npy", "packed/index.json")  # `run` leaves one, or more
 
 
-@dataclass(frozen=True)
-class Collection:
-    """The images of a folder: their paths, relative to it and in order, and their pixels.
-
-    If every image lies in one of several sub-folders, these are the labels of ``data``. They are used for scores only.
-    """
+class Collection(NamedTuple):
+    """The images of a folder: their paths, relative to it and in order, and their pixels. If every image lies in one of
+    several sub-folders, these are the labels of ``data``, which are used for scores only."""
 
     folder: Path
     paths: tuple[str, ...]
     data: ImageSet
 
 
-@dataclass(frozen=True)
-class Clusters:
+class Clusters(NamedTuple):
     """What training made of a collection. cluster, confidence: (N,). kmeans: (N,), the clusters of k-means, on the
     pretrained features if there were any, otherwise on those learned here."""
 
@@ -175,10 +167,7 @@ def _described(facts: dict[str, Any]) -> str:
 def run(
     folder: str, n_clusters: int, out: str | Path, skip_bad: bool, pretrained: str, settings: dict[str, Any]
 ) -> None:
-    """Cluster a folder into ``out``: clusters.csv, summary.json, model.safetensors, index.html, thumbs/.
-
-    Raises `LockedError` if another process writes to ``out``.
-    """
+    """Cluster a folder into ``out``. Raises `LockedError` if another process writes there."""
     out = Path(out)
     check_out(folder, out)
     with storage.lock(out / "training"):
@@ -191,12 +180,9 @@ def run(
 
 
 def check_out(folder: str | Path, out: Path) -> None:
-    """Raise `ConfigError` if what is written would be taken for images, or would replace files of others."""
-    images = Path(folder).resolve()
-    if out.resolve().is_relative_to(images):
-        raise ConfigError(f"{out} lies in {folder}: its thumbnails would be taken for images. Choose a folder outside.")
-    earlier = any((out / name).exists() for name in OF_EARLIER)
-    for place in (out / name for name in REPLACED):
-        if images.is_relative_to(place.resolve()) or (place.exists() and not earlier):
-            what = f"{place} was not written by an earlier cluster command, and would be replaced"
-            raise ConfigError(f"{what}. Choose an empty folder, or a new one.")
+    """Raise `ConfigError` if what is written could be taken for images, or could replace files of others."""
+    images, place = Path(folder).resolve(), out.resolve()
+    if place.is_relative_to(images) or images.is_relative_to(place):
+        raise ConfigError(f"Of {folder} and {out}, one lies in the other. Choose a folder for the results elsewhere.")
+    if out.exists() and any(out.iterdir()) and not any((out / name).exists() for name in OF_EARLIER):
+        raise ConfigError(f"{out} holds files of others. Choose an empty folder, or a new one.")

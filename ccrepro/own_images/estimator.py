@@ -231,6 +231,4 @@ def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np
             views = augmentations.apply(as_tensor(images[i : i + 256]), drawn[i : i + 256], config.image_size)
             parts.append(model(views.to(device))[1].argmax(1))
         clusters.append(torch.cat(parts).cpu())
-    if len(torch.cat(clusters).unique()) == 1:
-        return 0.0
-    return float(adjusted_mutual_info_score(*clusters))
+    return float(adjusted_mutual_info_score(*clusters)) if len(torch.cat(clusters).unique()) > 1 else 0.0

@@ -49,7 +49,7 @@ def unwrapped(x: Any) -> Any:
 
 
 def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
-    """Pixels in any usual order → uint8 (N, C, H, W), C 1 or 3.
+    """Pixels in any usual order → uint8 (N, C, H, W), C 1 or 3; if both ends could be channels, the first are taken.
 
     x: uint8, bool, or numbers in ``value_range``, which are rounded to 256 levels; None is (0, 1). Raises `ImageError`
     for another shape, and for values that are not finite or outside the range; `ConfigError` for a range that is none.
@@ -60,7 +60,13 @@ def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) ->
         low = high = 0.0
     if low >= high:
         raise ConfigError(f"value_range is {value_range!r}. Give two numbers, of black and white, the smaller first.")
-    x = _channels_first(x)
+    if x.size and x.ndim == 3 and x.shape[2] != 3:
+        x = x[:, None]
+    elif x.size and x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    elif not x.size or x.ndim != 4 or x.shape[1] not in (1, 3):
+        what = f"X has shape {x.shape}, not (N, H, W), (N, H, W, 3) or (N, 3, H, W), with N at least 1"
+        raise ImageError(f"{what}. Reshape X; give image_shape for flat rows, X[None] for one image, paths in a list.")
     if x.dtype == np.uint8 and value_range is None:
         return np.ascontiguousarray(x)
     if x.dtype.kind not in "fiub":
@@ -73,18 +79,6 @@ def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) ->
         what = f"X has values from {x.min():g} to {x.max():g}, but {low:g} is black here and {high:g} white"
         raise ImageError(f"{what}. Scale X, make it uint8, or give value_range=(black, white).")
     return np.round((x - low) * (255 / (high - low))).astype(np.uint8)
-
-
-def _channels_first(x: np.ndarray) -> np.ndarray:
-    """(N, C, H, W), C 1 or 3. If both ends could be channels, the first are taken."""
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.size:
-        return x
-    if x.ndim == 4 and x.shape[3] in (1, 3) and x.size:
-        return x.transpose(0, 3, 1, 2)
-    if x.ndim == 3 and x.shape[2] != 3 and x.size:
-        return x[:, None]
-    what = f"X has shape {x.shape}, not (N, H, W), (N, H, W, 3) or (N, 3, H, W), with N at least 1"
-    raise ImageError(f"{what}. Reshape X; give image_shape for flat rows, X[None] for one image, paths in a list.")
 
 
 def fold(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -42,12 +42,9 @@ def _pictured(config: Config) -> set[int]:
 
 def keep(folder: Path, epoch: int, clustering: Clustering, cosines: dict[str, list[int]]) -> None:
     """Save the assignments after an epoch, the features of `FEATURES` fixed images and the histograms of cosines."""
-    features = clustering.features[fixed_rows(len(clustering.features), FEATURES)]
-    storage.save_arrays(_file(folder, epoch), labels_pred=clustering.labels_pred, features=features, **cosines)
-
-
-def _file(folder: Path, epoch: int) -> Path:
-    return folder / "epochs" / f"{epoch:05d}.npz"
+    path, features = folder / f"epochs/{epoch:05d}.npz", clustering.features
+    features = features[fixed_rows(len(features), FEATURES)]
+    storage.save_arrays(path, labels_pred=clustering.labels_pred, features=features, **cosines)
 
 
 def collect(folder: Path, config: Config, labels: np.ndarray) -> dict[str, Any]:
@@ -57,7 +54,7 @@ def collect(folder: Path, config: Config, labels: np.ndarray) -> dict[str, Any]:
     ``x``, ``y`` and ``cluster`` of the pictured images, all in one t-SNE map (Fig. 4). ``tsne`` is the last of these
     maps, with ``label``. Without openTSNE there are no maps; `ccrepro.runs.record.complete` adds them elsewhere.
     """
-    files = {epoch: _file(folder, epoch) for epoch in sorted(scored(config) | {config.epochs})}
+    files = {epoch: folder / f"epochs/{epoch:05d}.npz" for epoch in sorted(scored(config) | {config.epochs})}
     kept = {epoch: storage.load_arrays(file) for epoch, file in files.items() if file.exists()}
     rows = fixed_rows(len(labels), POINTS)
     shown = np.isin(fixed_rows(len(labels), FEATURES), rows)

@@ -1,7 +1,6 @@
 """One run: its folder, its log and its record.
 
-The record is one JSON file, ``run.json``. It is written last, so where there is one the run is done. Tables and figures
-are made from records alone.
+The record, ``run.json``, is written last: a run that has one is done. Tables and figures are made from it alone.
 """
 
 import contextlib
@@ -40,8 +39,8 @@ EVERY = 10  # seconds between two lines on the terminal
 class EpochLog:
     """Writes a JSON line per epoch to a file, and now and then a line with the time left to the terminal.
 
-    A resumed training writes some epochs a second time: their first lines are dropped. ``clusters`` shows how many
-    clusters are in use, the exponential of the entropy of the mean assignment.
+    A resumed training writes some epochs a second time: their first lines are dropped. ``clusters`` shows how many are
+    in use, the exponential of the entropy of the mean assignment.
     """
 
     def __init__(self, path: Path, name: str, epochs: int, clusters: bool = True):
@@ -95,9 +94,7 @@ class Run:
         self, model: ContrastiveClusteringModel | None, history: list[Epoch], commit: str = ""
     ) -> dict[str, Any]:
         """Cluster and score all images; write the weights, the assignments and, last, the record, and return it.
-
-        commit: of the code, where there is no clone to ask.
-        """
+        commit: of the code, where there is no clone to ask."""
         clustering = evaluate(self.config, self.data, model)
         cosines = evolution.cosine_histograms(self.config, self.data, model) if model is not None else {}
         evolution.keep(self.folder, self.config.epochs, clustering, cosines)

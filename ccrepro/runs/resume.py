@@ -1,7 +1,7 @@
 """Drive `ccrepro.train.train`: log, save, stop on a signal, resume, gather over ranks.
 
-A checkpoint holds weights, optimizer, epoch and step. That is all it needs, since the randomness of an epoch is a
-function of (seed, epoch): on a CPU, a resumed run equals an uninterrupted one bit for bit.
+A checkpoint holds weights, optimizer, epoch and step. That is all: the randomness of an epoch is a function of (seed,
+epoch), so on a CPU a resumed run equals an uninterrupted one bit for bit.
 """
 
 from collections.abc import Callable

@@ -67,10 +67,10 @@ def test_torchs_own_format_is_no_safetensors_and_is_read_only_where_it_holds_ten
         read_tensors(path)
     assert read_pickle(path)["w"].tolist() == [1, 1]
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(CheckpointError, match=r"not a file of torch\.save"):
+    with pytest.raises(CheckpointError, match="not tensors alone as torch"):
         read_pickle(path)
     torch.save({"w": Hostile()}, path)
-    with pytest.raises(CheckpointError, match=r"holds more than tensors: (io|_io)\.open\. A pickle can run code\."):
+    with pytest.raises(CheckpointError, match="not tensors alone as torch"):
         read_pickle(path)
 
 
