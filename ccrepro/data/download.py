@@ -14,10 +14,8 @@ from ccrepro.errors import ConfigError, DataError, unknown
 
 
 def fetch(name: str, root: Path) -> None:
-    """Download and unpack a data set's archive into ``root``.
-
-    Raises `DataError` if the archive cannot be downloaded, has another hash, or cannot be unpacked.
-    """
+    """Download and unpack a data set's archive into ``root``. Raises `DataError` if it cannot be downloaded, has another
+    hash, or cannot be unpacked."""
     archive, folder = DATASETS[name].archive, DATASETS[name].folder
     downloads, file = root / "downloads", archive.url.rsplit("/", 1)[1]
     try:
@@ -54,10 +52,8 @@ def unpack(path: Path, root: Path, folder: str, bare: bool = False) -> None:
 
 
 def from_imagenet(name: str, imagenet: Path, root: Path) -> None:
-    """Build ImageNet-10 or ImageNet-Dogs from ILSVRC-2012's training folder, which holds a folder or a tar per class.
-
-    Folders are linked, tars unpacked. Raises `DataError`, which names every missing synset.
-    """
+    """Build ImageNet-10 or ImageNet-Dogs from ILSVRC-2012's training folder, which holds a folder or a tar per class:
+    folders are linked, tars unpacked. Raises `DataError`, which names every missing synset."""
     subsets = [name for name, facts in DATASETS.items() if facts.synsets]
     if name not in subsets:
         raise unknown("subset of ImageNet", name, subsets)

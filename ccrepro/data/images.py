@@ -15,10 +15,8 @@ class BadImage(Exception):
 
 
 def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image file → uint8 (3, side, side), squeezed to a square, and the image's own (height, width).
-
-    The image is converted by `as_seen`. Raises `BadImage`.
-    """
+    """An image file, `as_seen` → uint8 (3, side, side), squeezed to a square, and the image's own (height, width).
+    Raises `BadImage`."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:

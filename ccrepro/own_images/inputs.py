@@ -29,10 +29,8 @@ def is_paths(x: Any) -> bool:
 
 
 def unwrapped(x: Any) -> Any:
-    """Images as an array, also Pillow's and torch's; paths as a list; a table or a sparse matrix unchanged.
-
-    Raises `ImageError` for images of different shapes.
-    """
+    """Images as an array, also Pillow's and torch's; paths as a list; a table or a sparse matrix unchanged. Raises
+    `ImageError` for images of different shapes."""
     if hasattr(x, "detach"):
         return x.detach().cpu().numpy()
     if getattr(x, "ndim", 0) == 1 and (hasattr(x, "iloc") or x.dtype == object):  # a column of a table

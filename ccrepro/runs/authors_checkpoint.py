@@ -29,18 +29,15 @@ def load_authors(path: str | Path, config: Config) -> tuple[ContrastiveClusterin
     net = stored.get("net") if isinstance(stored, dict) else None
     if not isinstance(net, dict) or not all(isinstance(value, Tensor) for value in net.values()):
         raise CheckpointError(f"{path} holds no dict 'net' of tensors. Give the authors' checkpoint_N.tar.")
-    model = build(config)
+    model, ours = build(config), {}
+    for name, value in net.items():
+        part, dot, rest = name.removeprefix("module.").partition(".")  # DataParallel adds "module."
+        ours[PREFIXES.get(part + dot, part + dot) + rest] = value
     try:
-        model.load_state_dict({_ours(name): value for name, value in net.items()})
+        model.load_state_dict(ours)
     except RuntimeError as error:  # other names or shapes
         what = f"{path} does not hold the authors' {config.backbone}, K={config.n_clusters}, D={config.instance_dim}"
         fix = "Name its data set with --dataset and its network with --backbone"
         raise CheckpointError(f"{what}: {reason(error)}. {fix}.") from None
     check_finite(model.state_dict(), path)
     return model.to(memory_format=torch.channels_last).eval(), stored.get("epoch", 0)
-
-
-def _ours(name: str) -> str:
-    name = name.removeprefix("module.")  # added by DataParallel
-    part, dot, rest = name.partition(".")
-    return PREFIXES.get(part + dot, part + dot) + rest

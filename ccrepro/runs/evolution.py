@@ -105,10 +105,8 @@ def fixed_rows(n_images: int, n: int) -> np.ndarray:
 
 
 def tsne(features: Sequence[np.ndarray], seed: int = 0) -> list[dict[str, list[float]]]:
-    """``x`` and ``y`` of the same images at several epochs, all in one t-SNE map.
-
-    The map is made from the last (N, D) features. Earlier points are placed by their nearest neighbours among them.
-    """
+    """``x`` and ``y`` of the same images at several epochs, all in one t-SNE map. It is made from the last (N, D)
+    features; earlier points are placed by their nearest neighbours among them."""
     from openTSNE import TSNE  # late: takes two seconds, and only a finished run needs it
 
     embedding = TSNE(random_state=seed, n_jobs=1).fit(features[-1])

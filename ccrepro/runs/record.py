@@ -39,12 +39,11 @@ EVERY = 10  # seconds between two lines on the terminal
 class EpochLog:
     """Writes a JSON line per epoch to a file, and now and then a line with the time left to the terminal.
 
-    A resumed training writes some epochs a second time: their first lines are dropped. ``clusters`` shows how many are
-    in use, the exponential of the entropy of the mean assignment.
+    A resumed training writes some epochs a second time: their first lines are dropped.
     """
 
-    def __init__(self, path: Path, name: str, epochs: int, clusters: bool = True):
-        self.path, self.name, self.epochs, self.clusters = path, name, epochs, clusters
+    def __init__(self, path: Path, name: str, epochs: int):
+        self.path, self.name, self.epochs = path, name, epochs
         self.start, self.printed, self.first = time.monotonic(), -math.inf, 0  # first: epoch that is written here
 
     def write(self, epoch: Epoch, **more: Any) -> None:
@@ -60,9 +59,8 @@ class EpochLog:
             file.write(json.dumps({**epoch, "epochs": self.epochs, **more}) + "\n")
         if now - self.printed >= EVERY or number == self.epochs:
             self.printed, rate = now, (now - self.start) / (number - self.first + 1)
-            used = f"clusters used {math.exp(epoch['entropy']):.1f}  " if self.clusters else ""
-            said = f"{self.name}  epoch {number}/{self.epochs}  loss {epoch['loss']:.3f}  {used}"
-            print(f"{said}{rate:.2f} s/epoch  {rate * (self.epochs - number):.0f} s left", flush=True)
+            said = f"{self.name}  epoch {number}/{self.epochs}  loss {epoch['loss']:.3f}"
+            print(f"{said}  {rate:.2f} s/epoch  {rate * (self.epochs - number):.0f} s left", flush=True)
 
 
 class Run:
@@ -80,14 +78,13 @@ class Run:
         storage.sweep(self.folder)
         (self.folder / "run.json").unlink(missing_ok=True)
         self.checkpoints = Checkpoints(self.folder)
-        self.clusters = config.heads != "instance"  # otherwise each scoring would take a k-means
-        self.log = EpochLog(self.folder / "log.jsonl", run_name(config), config.epochs, self.clusters)
+        self.log = EpochLog(self.folder / "log.jsonl", run_name(config), config.epochs)
 
     def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
         """Log an epoch's numbers, and at some epochs save the clustering too."""
-        cosines = evolution.cosine_histograms(self.config, self.data, model)
-        if self.clusters and epoch["epoch"] in evolution.scored(self.config):
-            evolution.keep(self.folder, epoch["epoch"], evaluate(self.config, self.data, model), cosines)
+        config, cosines = self.config, evolution.cosine_histograms(self.config, self.data, model)
+        if config.heads != "instance" and epoch["epoch"] in evolution.scored(config):  # else each would take a k-means
+            evolution.keep(self.folder, epoch["epoch"], evaluate(config, self.data, model), cosines)
         self.log.write(epoch, cosines=cosines)
 
     def finish(
@@ -133,10 +130,8 @@ class Run:
 
 
 def complete(record: dict[str, Any], folder: Path, data: ImageSet) -> dict[str, Any]:
-    """The record of a run from a machine without openTSNE, with the maps of the feature space added.
-
-    Raises `DataError` unless the images are those of the run and its assignments give the scores it states.
-    """
+    """The record of a run from a machine without openTSNE, with the maps of the feature space added. Raises `DataError`
+    unless the images are those of the run and its assignments give the scores it states."""
     if record["data_sha256"] != data.sha256:
         raise DataError(f"{data.name} is not what {folder} was run on: their SHA-256 differ. Fetch the data set anew.")
     again = scores(data.labels, storage.load_arrays(folder / "clustering.npz")["labels_pred"])

@@ -14,9 +14,7 @@ from ccrepro.errors import ConfigError
 
 def choose_device(name: str) -> torch.device:
     """The device of a setting: "cpu", "cuda", "mps", or "auto", which is a CUDA GPU where there is one, else the CPU.
-
-    Raises `ConfigError` where the machine lacks the device.
-    """
+    Raises `ConfigError` where the machine lacks it."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available.get(name, True):
         raise ConfigError(f"No {name.upper()} device was found. Use device=cpu.")

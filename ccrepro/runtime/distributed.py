@@ -69,10 +69,8 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def join(device: torch.device) -> Iterator[Ranks]:
-    """Join the ranks that torchrun started, for the length of the block; without torchrun, `ALONE`.
-
-    Rank 0 raises an error that all ranks meet; the others exit with its exit code.
-    """
+    """Join the ranks that torchrun started, for the length of the block; without torchrun, `ALONE`. Rank 0 raises an
+    error that all ranks meet; the others exit with its exit code."""
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return
