@@ -14,8 +14,8 @@ from ccrepro.errors import ConfigError, DataError, unknown
 
 
 def fetch(name: str, root: Path) -> None:
-    """Download and unpack a data set's archive into ``root``. Raises `DataError` if it cannot be downloaded, has another
-    hash, or cannot be unpacked."""
+    """Download and unpack a data set's archive into ``root``. Raises `DataError` if it cannot be downloaded, has
+    another hash, or cannot be unpacked."""
     archive, folder = DATASETS[name].archive, DATASETS[name].folder
     downloads, file = root / "downloads", archive.url.rsplit("/", 1)[1]
     try:

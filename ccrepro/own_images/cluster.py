@@ -59,8 +59,8 @@ class Clusters(NamedTuple):
 
 
 def read(folder: str | Path, packed: Path, skip_bad: bool = False) -> Collection:
-    """All images of a folder and its sub-folders, decoded once into the folder ``packed``. Raises `ImageError` where there
-    is none, and `DataError` where some are bad, unless these are to be skipped."""
+    """All images of a folder and its sub-folders, decoded once into the folder ``packed``. Raises `ImageError` where
+    there is none, and `DataError` where some are bad, unless these are to be skipped."""
     folder = Path(folder)
     base = folder.parent if folder.is_file() else folder
     paths = inputs.look_through(folder)
@@ -82,8 +82,8 @@ def _classes(paths: Sequence[Path], base: Path) -> tuple[np.ndarray | None, list
 
 
 def cluster(collection: Collection, n_clusters: int, out: Path, pretrained: str = "", **settings: Any) -> Clusters:
-    """Train on a collection and cluster it. A training that was stopped goes on from its checkpoints in ``out``; one that
-    was saved there is not repeated. pretrained: as `pretrained.start` takes it. settings: of `Config`."""
+    """Train on a collection and cluster it. A training that was stopped goes on from its checkpoints in ``out``; one
+    that was saved there is not repeated. pretrained: as `pretrained.start` takes it. settings: of `Config`."""
     images, model, before = collection.data.images, None, None
     config = own_recipe(n_clusters, len(images), images.shape[1:], bool(pretrained), **settings)
     if pretrained:
