@@ -112,7 +112,6 @@ def train(
     /,
     *,
     max_minutes: Annotated[float, about("In place of --epochs: as many as fit into this time, measured first.")] = 0,
-    tensorboard: Annotated[bool, about("Write the log for TensorBoard too.")] = False,
     commit: Annotated[str, about("Of the code, for the record, where there is no .git.")] = "",
     runs_dir: RunsDir = "runs",
     data_dir: DataDir = "",
@@ -137,7 +136,7 @@ def train(
         if ranks.rank > 0:
             fit(config, images, ranks=ranks)
             return
-        run = Run(config, images, runs_dir, tensorboard=tensorboard)
+        run = Run(config, images, runs_dir)
         trained = fit(config, images, run.report, run.checkpoints, ranks)
     record = run.finish(*trained, commit)
     print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {run.folder}/run.json")

@@ -27,8 +27,7 @@ from ccrepro import batches
 from ccrepro.augmentations import eval_view
 from ccrepro.backbones import FastNetwork
 from ccrepro.config import Config
-from ccrepro.data import ImageSet, as_tensor
-from ccrepro.data.statistics import channel_statistics
+from ccrepro.data import ImageSet, as_tensor, channel_statistics
 from ccrepro.errors import NumericalError
 from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, pair_cosines
 from ccrepro.model import ContrastiveClusteringModel, build
@@ -117,7 +116,7 @@ def train(state: State, data: ImageSet) -> Iterator[None]:
                 check_finite(state)
             state.seconds = time.perf_counter() - began
             if ended:
-                _close_epoch(state)
+                close_epoch(state)
             yield
 
 
@@ -193,7 +192,7 @@ def check_finite(state: State) -> None:
         raise NumericalError(f"{what} is {value} in {where}. Lower lr, or raise the temperatures.")
 
 
-def _close_epoch(state: State) -> None:
+def close_epoch(state: State) -> None:
     """Append the means over the epoch's steps to the history, and begin the next epoch."""
     means = dict(zip(METRIC_NAMES, torch.stack(state.steps).mean(0).tolist(), strict=True))
     state.history.append({"epoch": state.epoch + 1, **means, "seconds": state.seconds})

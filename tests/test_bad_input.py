@@ -120,7 +120,7 @@ def flipped(content):
 
 @pytest.mark.parametrize(
     ("damage", "says"),
-    [(lambda content: b"", "empty"), (lambda content: content[:999], "damaged"), (flipped, "damaged")],
+    [(lambda content: b"", "0 bytes"), (lambda content: content[:999], "damaged"), (flipped, "damaged")],
     ids=["empty", "cut short", "a flipped bit"],
 )
 def test_damaged_weights(told, images, tmp_path, damage, says):

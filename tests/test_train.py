@@ -12,8 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ccrepro import augmentations, batches, train
-from ccrepro.data import ImageSet
-from ccrepro.data.statistics import channel_statistics
+from ccrepro.data import ImageSet, channel_statistics
 from ccrepro.errors import NumericalError
 from ccrepro.evaluate import evaluate
 from ccrepro.loss import cluster_loss, instance_loss

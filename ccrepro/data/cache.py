@@ -1,9 +1,8 @@
 """Decode a data set once into a folder that is mapped into memory from then on.
 
-A packed folder holds ``images.npy`` and ``sizes.npy``; ``labels.npy`` and ``unlabeled.npy``, where there are any;
-``rows.npy``, where bad files were left out: the places of the others among the source's paths; and ``index.json``,
-written last: class names, what the folder was made from, and the SHA-256 of each array. A folder in which any of this
-does not fit is made anew. Image files are never in memory all at once, so a packed set may be larger than that.
+A packed folder holds ``images.npy``, ``sizes.npy``, perhaps ``labels.npy`` and ``unlabeled.npy``, and, where bad files
+were left out, ``rows.npy``: the places of the others among the source's paths. ``index.json``, written last, has the
+class names, what the folder was made from, and the SHA-256 of each array. Images are never in memory all at once.
 """
 
 import hashlib
@@ -118,13 +117,10 @@ def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, np.ndarr
         what = f"{len(bad)} of {len(sizes)} images are bad, listed above"
         raise DataError(f"{what}. Remove them, or leave them out with --skip-bad.")
     print(f"{len(bad)} bad images are left out, {len(sizes) - len(bad)} remain", file=sys.stderr)
-    rows, images = np.setdiff1d(np.arange(len(sizes)), bad), np.load(scratch / "images.npy", mmap_mode="r")
-    kept = np.lib.format.open_memmap(scratch / "kept.npy", "w+", np.uint8, (len(rows), *images.shape[1:]))
-    for new, old in enumerate(rows):
-        kept[new] = images[old]
-    os.replace(scratch / "kept.npy", scratch / "images.npy")
+    rows = np.setdiff1d(np.arange(len(sizes)), bad)
     labels = None if source.labels is None else source.labels[rows]
-    return {"sizes": np.array([sizes[row] for row in rows]), "labels": labels, "rows": rows}
+    good = source._replace(paths=[source.paths[row] for row in rows], labels=labels)
+    return {**_decoded(scratch, good, skip_bad=False), "rows": rows}
 
 
 def _decode_all(images: Path, source: Files) -> list[tuple[int, int] | str]:

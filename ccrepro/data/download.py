@@ -13,11 +13,9 @@ from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError, DataError, unknown
 
 
-def fetch(name: str, root: Path) -> Path:
-    """Download and unpack a data set's archive into ``root``; returns the folder it holds.
-
-    Raises `DataError` if the archive cannot be downloaded, has another hash, or cannot be unpacked.
-    """
+def fetch(name: str, root: Path) -> None:
+    """Download and unpack a data set's archive into ``root``. Raises `DataError` if it cannot be downloaded, has
+    another hash, or cannot be unpacked."""
     archive, folder = DATASETS[name].archive, DATASETS[name].folder
     downloads, file = root / "downloads", archive.url.rsplit("/", 1)[1]
     try:
@@ -27,7 +25,6 @@ def fetch(name: str, root: Path) -> Path:
         what = f"Cannot fetch {archive.url} ({archive.known_hash}): {' '.join(str(error).split())}"
         raise DataError(f"{what}. Put it into {downloads}, or its folder {folder} into {root}.") from error
     unpack(Path(path), root, folder)
-    return root / folder
 
 
 def unpack(path: Path, root: Path, folder: str, bare: bool = False) -> None:
@@ -54,11 +51,9 @@ def unpack(path: Path, root: Path, folder: str, bare: bool = False) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def from_imagenet(name: str, imagenet: Path, root: Path) -> Path:
-    """Build ImageNet-10 or ImageNet-Dogs from ILSVRC-2012's training folder, which holds a folder or a tar per class.
-
-    Folders are linked, tars unpacked. Raises `DataError`, which names every missing synset.
-    """
+def from_imagenet(name: str, imagenet: Path, root: Path) -> None:
+    """Build ImageNet-10 or ImageNet-Dogs from ILSVRC-2012's training folder, which holds a folder or a tar per class:
+    folders are linked, tars unpacked. Raises `DataError`, which names every missing synset."""
     subsets = [name for name, facts in DATASETS.items() if facts.synsets]
     if name not in subsets:
         raise unknown("subset of ImageNet", name, subsets)
@@ -70,13 +65,12 @@ def from_imagenet(name: str, imagenet: Path, root: Path) -> Path:
     if missing:
         listed = ", ".join(f"{s} ({names[s]})" for s in missing)
         raise DataError(f"{base} lacks {len(missing)} of {len(names)} synsets: {listed}. Add a folder or a tar each.")
+    (root / folder).mkdir(parents=True, exist_ok=True)
     for synset in names:
         target = root / folder / synset
-        target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_symlink():
             target.unlink()  # of an earlier call, perhaps to another folder
         if (base / synset).is_dir() and not target.exists():
-            target.symlink_to((base / synset).resolve(), target_is_directory=True)
+            target.symlink_to((base / synset).resolve())
         elif not target.exists():
             unpack(base / f"{synset}.tar", root / folder, synset, bare=True)  # holds its images without a folder
-    return root / folder

@@ -15,10 +15,8 @@ class BadImage(Exception):
 
 
 def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image file → uint8 (3, side, side), squeezed to a square, and the image's own (height, width).
-
-    The image is converted by `as_seen`. Raises `BadImage`.
-    """
+    """An image file, `as_seen` → uint8 (3, side, side), squeezed to a square, and the image's own (height, width).
+    Raises `BadImage`."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
@@ -62,9 +60,9 @@ def read(path: str | Path, side: int) -> np.ndarray | BadImage:
         return error
 
 
-def image_files(path: Path, deep: bool = False) -> list[Path]:
-    """The image files of a folder, sorted; with ``deep`` those of its sub-folders too."""
-    return [file for file in visible_files(path, deep) if is_image(file)]
+def image_files(folder: Path) -> list[Path]:
+    """The image files of a folder that are not hidden, sorted."""
+    return sorted(file for file in folder.glob("[!.]*") if is_image(file))
 
 
 def is_image(path: Path) -> bool:
@@ -72,12 +70,12 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
-def visible_files(path: Path, deep: bool) -> list[Path]:
-    """The files of a folder that are not hidden, sorted; with ``deep`` those of its sub-folders too, and of
-    folders that are linked into it, each folder once."""
+def visible_files(path: Path) -> list[Path]:
+    """The files of a folder, its sub-folders and the folders that are linked into it, each once, sorted; none that is
+    hidden."""
     found, seen = [], set()
     for folder, folders, names in os.walk(path, followlinks=True):
-        place, inner = os.path.realpath(folder), [name for name in folders if deep and not name.startswith(".")]
+        place, inner = os.path.realpath(folder), [name for name in folders if not name.startswith(".")]
         folders[:] = sorted(inner, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))  # links last
         if place in seen:
             folders.clear()

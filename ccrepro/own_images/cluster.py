@@ -6,9 +6,9 @@ Letters: N images, S side of the square they are kept at, K clusters.
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,30 +33,19 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
 
 FEW = 1_000  # with fewer images, training from scratch is likely to lose against a pretrained start
-FOLDERS = ("training", "packed", "packed.partial", "thumbs")  # `run` replaces these, and these files:
-FILES = ("index.html", "clusters.csv", "log.jsonl", "model.safetensors")
-OF_EARLIER = (
-    "training/lock",
-    "packed.partial/images.npy",
-    "packed/index.json",
-    "summary.json",
-)  # an earlier `run` left at least one of these
+OF_EARLIER = ("training/lock", "packed.partial/images.npy", "packed/index.json")  # `run` leaves one, or more
 
 
-@dataclass(frozen=True)
-class Collection:
-    """The images of a folder: their paths, relative to it and in order, and their pixels.
-
-    If every image lies in one of several sub-folders, these are the labels of ``data``. They are used for scores only.
-    """
+class Collection(NamedTuple):
+    """The images of a folder: their paths, relative to it and in order, and their pixels. If every image lies in one of
+    several sub-folders, these are the labels of ``data``, which are used for scores only."""
 
     folder: Path
     paths: tuple[str, ...]
     data: ImageSet
 
 
-@dataclass(frozen=True)
-class Clusters:
+class Clusters(NamedTuple):
     """What training made of a collection. cluster, confidence: (N,). kmeans: (N,), the clusters of k-means, on the
     pretrained features if there were any, otherwise on those learned here."""
 
@@ -70,10 +59,8 @@ class Clusters:
 
 
 def read(folder: str | Path, packed: Path, skip_bad: bool = False) -> Collection:
-    """All images of a folder and its sub-folders, decoded once into the folder ``packed``.
-
-    Raises `ImageError` where there is none, and `DataError` where some are bad, unless these are to be skipped.
-    """
+    """All images of a folder and its sub-folders, decoded once into the folder ``packed``. Raises `ImageError` where
+    there is none, and `DataError` where some are bad, unless these are to be skipped."""
     folder = Path(folder)
     base = folder.parent if folder.is_file() else folder
     paths = inputs.look_through(folder)
@@ -95,44 +82,38 @@ def _classes(paths: Sequence[Path], base: Path) -> tuple[np.ndarray | None, list
 
 
 def cluster(collection: Collection, n_clusters: int, out: Path, pretrained: str = "", **settings: Any) -> Clusters:
-    """Train on a collection and cluster it. pretrained: as `pretrained.start` takes it. settings: of `Config`.
-
-    A training that was stopped goes on from its checkpoints in ``out``; one that was saved there is not repeated.
-    """
+    """Train on a collection and cluster it. A training that was stopped goes on from its checkpoints in ``out``; one
+    that was saved there is not repeated. pretrained: as `pretrained.start` takes it. settings: of `Config`."""
     images, model, before = collection.data.images, None, None
     config = own_recipe(n_clusters, len(images), images.shape[1:], bool(pretrained), **settings)
     if pretrained:
         model = start(config, images.shape[1], pretrained).to(choose_device(config.device))
         before = streaming.outputs(model, images, config.image_size).h
-    model = _saved(collection, config, pretrained, out) or _trained(collection, config, model, out)
+    model = _trained(collection.data, config, pretrained, model, out)
     found = streaming.outputs(model, images, config.image_size)
     again = kmeans(found.z if before is None else before, config.n_clusters, config.seed)
     agreement = view_agreement(model, config, images)
     return Clusters(config, pretrained, model, found.p.argmax(1), found.p.max(1), again, agreement)
 
 
-def _saved(collection: Collection, config: Config, pretrained: str, out: Path) -> ContrastiveClusteringModel | None:
-    """The model that `save` wrote for the same images, start and settings, or None."""
-    try:
-        model, known, facts = load_model(out / "model.safetensors")
-    except CheckpointError:  # absent, or damaged
-        return None
-    same = (facts.get("images"), facts.get("pretrained")) == (collection.data.sha256, pretrained)
-    if not same or known.differences(config):
-        return None
-    print(f"trained before; remove {out / 'model.safetensors'} to train anew", flush=True)
-    return model.to(choose_device(config.device))
-
-
 def _trained(
-    collection: Collection, config: Config, model: ContrastiveClusteringModel | None, out: Path
+    data: ImageSet, config: Config, pretrained: str, model: ContrastiveClusteringModel | None, out: Path
 ) -> ContrastiveClusteringModel:
-    network, side = f"network {config.backbone}{' from ImageNet' if model else ''}", config.image_size
+    """The model that `save` wrote for the same images, start and settings, or else one that is trained now."""
+    path, side, device = out / "model.safetensors", config.image_size, choose_device(config.device)
+    with suppress(CheckpointError):  # absent, or damaged
+        saved, known, facts = load_model(path)
+        if (facts.get("images"), facts.get("pretrained")) == (data.sha256, pretrained) and not known.differences(
+            config
+        ):
+            print(f"trained before; remove {path} to train anew", flush=True)
+            return saved.to(device)
+    network = f"network {config.backbone}{' from ImageNet' if model else ''}"
     what = f"{network}, batches of {config.batch_size} views of {side}×{side} pixels, {config.epochs} epochs"
-    print(f"{what} on {choose_device(config.device).type}", flush=True)
+    print(f"{what} on {device.type}", flush=True)
     log = EpochLog(out / "log.jsonl", f"K={config.n_clusters}", config.epochs)
     report, checkpoints = lambda epoch, _: log.write(epoch), Checkpoints(out / "training")
-    return resume.fit(config, collection.data, report, checkpoints, model=model)[0]
+    return resume.fit(config, data, report, checkpoints, model=model)[0]
 
 
 def table(collection: Collection, found: Clusters) -> pd.DataFrame:
@@ -182,10 +163,7 @@ def _described(facts: dict[str, Any]) -> str:
 def run(
     folder: str, n_clusters: int, out: str | Path, skip_bad: bool, pretrained: str, settings: dict[str, Any]
 ) -> None:
-    """Cluster a folder into ``out``: clusters.csv, summary.json, model.safetensors, index.html, thumbs/.
-
-    Raises `LockedError` if another process writes to ``out``.
-    """
+    """Cluster a folder into ``out``. Raises `LockedError` if another process writes there."""
     out = Path(out)
     check_out(folder, out)
     with storage.lock(out / "training"):
@@ -198,12 +176,9 @@ def run(
 
 
 def check_out(folder: str | Path, out: Path) -> None:
-    """Raise `ConfigError` if what is written would be taken for images, or would replace files of others."""
-    images = Path(folder).resolve()
-    if out.resolve().is_relative_to(images):
-        raise ConfigError(f"{out} lies in {folder}: its thumbnails would be taken for images. Choose a folder outside.")
-    earlier = any((out / name).exists() for name in OF_EARLIER)
-    for place in (out / name for name in FOLDERS + FILES):
-        if images.is_relative_to(place.resolve()) or (place.exists() and not earlier):
-            what = f"{place} was not written by an earlier cluster command, and would be replaced"
-            raise ConfigError(f"{what}. Choose an empty folder, or a new one.")
+    """Raise `ConfigError` if what is written could be taken for images, or could replace files of others."""
+    images, place = Path(folder).resolve(), out.resolve()
+    if place.is_relative_to(images) or images.is_relative_to(place):
+        raise ConfigError(f"Of {folder} and {out}, one lies in the other. Choose a folder for the results elsewhere.")
+    if out.exists() and any(out.iterdir()) and not any((out / name).exists() for name in OF_EARLIER):
+        raise ConfigError(f"{out} holds files of others. Choose an empty folder, or a new one.")

@@ -127,10 +127,8 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         return self._outputs(X).z
 
     def score(self, X: ArrayLike, y: None = None) -> float:
-        """How well the clusters hold under augmentation, without labels: see `view_agreement`.
-
-        It can compare settings, on images that were not fitted. It cannot tell which clusters you have in mind.
-        """
+        """How well the clusters hold under augmentation, without labels: see `view_agreement`. It can compare settings,
+        on images that were not fitted. It cannot tell which clusters you have in mind."""
         images = self._images(X)  # first, since it raises where nothing is fitted
         return view_agreement(self.model_, self.config_, images)
 
@@ -219,10 +217,8 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
 
 @torch.inference_mode()
 def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np.ndarray) -> float:
-    """The adjusted mutual information between the clusters of two augmented views of uint8 (N, C, H, W) images.
-
-    1 if every pair agrees, 0 by chance or if all is one cluster. Models of the same settings see the same views.
-    """
+    """The adjusted mutual information between the clusters of two augmented views of uint8 (N, C, H, W) images: 1 if
+    every pair agrees, 0 by chance or if all is one cluster. Models of the same settings see the same views."""
     generator, shape, device = epoch_generator(VIEWS_SEED, 0), images.shape[2:], next(model.parameters()).device
     sizes, clusters = torch.tensor([shape] * len(images)), []
     for _ in range(2):
@@ -231,6 +227,4 @@ def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np
             views = augmentations.apply(as_tensor(images[i : i + 256]), drawn[i : i + 256], config.image_size)
             parts.append(model(views.to(device))[1].argmax(1))
         clusters.append(torch.cat(parts).cpu())
-    if len(torch.cat(clusters).unique()) == 1:
-        return 0.0
-    return float(adjusted_mutual_info_score(*clusters))
+    return float(adjusted_mutual_info_score(*clusters)) if len(torch.cat(clusters).unique()) > 1 else 0.0

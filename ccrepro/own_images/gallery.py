@@ -24,16 +24,9 @@ def write(out: Path, folder: Path, data: ImageSet, table: pd.DataFrame, agreemen
     for row, (image, size) in enumerate(zip(data.images, data.sizes, strict=True)):
         middle_square(image, size, THUMB).save(out / "thumbs" / f"{row:06d}.jpg", quality=85)
     base = os.path.relpath(folder.resolve(), out.resolve())
-    images = [
-        {
-            "row": f"{each.Index:06d}",
-            "path": storage.readable(each.path),
-            "url": urllib.parse.quote(os.fsencode(os.path.join(base, each.path))),
-            "cluster": each.cluster,
-            "confidence": each.confidence,
-        }
-        for each in table.sort_values("confidence", ascending=False, kind="stable").itertuples()
-    ]
+    urls = [urllib.parse.quote(os.fsencode(os.path.join(base, path))) for path in table.path]
+    images = table.assign(url=urls, path=[*map(storage.readable, table.path)], row=[f"{i:06d}" for i in table.index])
+    images = [*images.sort_values("confidence", ascending=False, kind="stable").itertuples()]
     loader = jinja2.PackageLoader("ccrepro.own_images", ".")
     template = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True).get_template("gallery.html.j2")
     page = template.render(name=storage.readable(folder.resolve().name), images=images, agreement=agreement)

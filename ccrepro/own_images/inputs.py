@@ -29,13 +29,10 @@ def is_paths(x: Any) -> bool:
 
 
 def unwrapped(x: Any) -> Any:
-    """Images as an array, also Pillow's and torch's; paths as a list; a table or a sparse matrix unchanged.
-
-    Raises `ImageError` for images of different shapes.
-    """
+    """Images as an array, also Pillow's and torch's; paths as a list; a table or a sparse matrix unchanged. Raises
+    `ImageError` for images of different shapes."""
     if hasattr(x, "detach"):
-        x = x.detach().cpu()
-        return (x.float() if x.is_floating_point() else x).numpy()
+        return x.detach().cpu().numpy()
     if getattr(x, "ndim", 0) == 1 and (hasattr(x, "iloc") or x.dtype == object):  # a column of a table
         x = x.tolist()
     if is_paths(x) or hasattr(x, "iloc") or hasattr(x, "tocsr"):
@@ -50,7 +47,7 @@ def unwrapped(x: Any) -> Any:
 
 
 def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) -> np.ndarray:
-    """Pixels in any usual order → uint8 (N, C, H, W), C 1 or 3.
+    """Pixels in any usual order → uint8 (N, C, H, W), C 1 or 3; if both ends could be channels, the first are taken.
 
     x: uint8, bool, or numbers in ``value_range``, which are rounded to 256 levels; None is (0, 1). Raises `ImageError`
     for another shape, and for values that are not finite or outside the range; `ConfigError` for a range that is none.
@@ -61,7 +58,13 @@ def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) ->
         low = high = 0.0
     if low >= high:
         raise ConfigError(f"value_range is {value_range!r}. Give two numbers, of black and white, the smaller first.")
-    x = _channels_first(x)
+    if x.size and x.ndim == 3 and x.shape[2] != 3:
+        x = x[:, None]
+    elif x.size and x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
+        x = x.transpose(0, 3, 1, 2)
+    elif not x.size or x.ndim != 4 or x.shape[1] not in (1, 3):
+        what = f"X has shape {x.shape}, not (N, H, W), (N, H, W, 3) or (N, 3, H, W), with N at least 1"
+        raise ImageError(f"{what}. Reshape X; give image_shape for flat rows, X[None] for one image, paths in a list.")
     if x.dtype == np.uint8 and value_range is None:
         return np.ascontiguousarray(x)
     if x.dtype.kind not in "fiub":
@@ -74,20 +77,6 @@ def from_array(x: np.ndarray, value_range: tuple[float, float] | None = None) ->
         what = f"X has values from {x.min():g} to {x.max():g}, but {low:g} is black here and {high:g} white"
         raise ImageError(f"{what}. Scale X, make it uint8, or give value_range=(black, white).")
     return np.round((x - low) * (255 / (high - low))).astype(np.uint8)
-
-
-def _channels_first(x: np.ndarray) -> np.ndarray:
-    """(N, C, H, W), C 1 or 3. If both ends could be channels, the first are taken."""
-    if x.ndim == 4 and x.shape[1] in (1, 3) and x.size:
-        return x
-    if x.ndim == 4 and x.shape[3] in (1, 3) and x.size:
-        return x.transpose(0, 3, 1, 2)
-    if x.ndim == 3 and x.shape[2] != 3 and x.size:
-        return x[:, None]
-    fixes = {0: "Give paths in a list", 2: "Use X.reshape(-1, H, W) or image_shape", 3: "Give one image as X[None]"}
-    fix = "X[..., :3] drops the transparency" if x.ndim == 4 and x.shape[3] == 4 else fixes.get(x.ndim, "Reshape X")
-    what = f"X has shape {x.shape}, not (N, H, W), (N, H, W, 3) or (N, 3, H, W)"
-    raise ImageError(f"{what}. {fix if x.size else 'At least one is required'}.")
 
 
 def fold(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -105,7 +94,7 @@ def look_through(path: str | Path) -> list[Path]:
         return [path]
     if not path.is_dir():
         raise ImageError(f"There is no folder or image {path}. Correct the path.")
-    files = visible_files(path, deep=True)
+    files = visible_files(path)
     images, others = [file for file in files if is_image(file)], [file for file in files if not is_image(file)]
     if others:
         kinds = Counter((f.suffix.lower() or "without ending") if f.is_file() else "broken link" for f in others)
@@ -127,13 +116,9 @@ def usual_side(paths: Sequence[str | Path], n: int = 200) -> int:
 
 def from_paths(paths: Sequence[str | Path], side: int) -> np.ndarray:
     """Image files → uint8 (N, 3, S, S). Raises `ImageError`, which names the first bad files."""
-    images, bad = np.empty((len(paths), 3, side, side), np.uint8), []
     with ThreadPoolExecutor() as pool:
-        for row, image in enumerate(pool.map(read, paths, repeat(side))):
-            if isinstance(image, BadImage):
-                bad.append(f"{paths[row]}: {image}")
-            else:
-                images[row] = image
+        images = list(pool.map(read, paths, repeat(side)))
+    bad = [f"{path}: {image}" for path, image in zip(paths, images, strict=True) if isinstance(image, BadImage)]
     if bad:
         raise ImageError(f"{len(bad)} of {len(paths)} images are bad: {'; '.join(bad[:5])}. Leave them out.")
-    return images
+    return np.stack(images)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ccrepro.config import Config
 from ccrepro.errors import CheckpointError
 from ccrepro.model import ContrastiveClusteringModel, build
-from ccrepro.runs.weights import read_pickle, reason
+from ccrepro.runs.weights import check_finite, read_pickle, reason
 
 # The authors' names of the model's parts, and ours. Within a part the names are the same.
 PREFIXES = {"resnet.": "backbone.", "instance_projector.": "instance_head.", "cluster_projector.": "cluster_head."}
@@ -29,20 +29,15 @@ def load_authors(path: str | Path, config: Config) -> tuple[ContrastiveClusterin
     net = stored.get("net") if isinstance(stored, dict) else None
     if not isinstance(net, dict) or not all(isinstance(value, Tensor) for value in net.values()):
         raise CheckpointError(f"{path} holds no dict 'net' of tensors. Give the authors' checkpoint_N.tar.")
-    model = build(config)
+    model, ours = build(config), {}
+    for name, value in net.items():
+        part, dot, rest = name.removeprefix("module.").partition(".")  # DataParallel adds "module."
+        ours[PREFIXES.get(part + dot, part + dot) + rest] = value
     try:
-        model.load_state_dict({_ours(name): value for name, value in net.items()})
+        model.load_state_dict(ours)
     except RuntimeError as error:  # other names or shapes
         what = f"{path} does not hold the authors' {config.backbone}, K={config.n_clusters}, D={config.instance_dim}"
         fix = "Name its data set with --dataset and its network with --backbone"
         raise CheckpointError(f"{what}: {reason(error)}. {fix}.") from None
-    for name, value in model.state_dict().items():
-        if not value.isfinite().all():
-            raise CheckpointError(f"Values in {name} of {path} are not finite. Take an earlier checkpoint.")
+    check_finite(model.state_dict(), path)
     return model.to(memory_format=torch.channels_last).eval(), stored.get("epoch", 0)
-
-
-def _ours(name: str) -> str:
-    name = name.removeprefix("module.")  # added by DataParallel
-    part, dot, rest = name.partition(".")
-    return PREFIXES.get(part + dot, part + dot) + rest

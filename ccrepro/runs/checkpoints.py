@@ -27,10 +27,8 @@ class Checkpoints:
         return time.monotonic() - self.saved_at >= self.every
 
     def save(self, name: str, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write a checkpoint, then remove all but the newest two. ``name`` must sort after the earlier names.
-
-        Raises `CheckpointError` when it cannot be written; the earlier ones are unharmed.
-        """
+        """Write a checkpoint, then remove all but the newest two. ``name`` must sort after the earlier names. Raises
+        `CheckpointError` when it cannot be written; the earlier ones are unharmed."""
         facts = {**facts, "resumed": self.resumed, "machine": self.machine}
         save_sealed(self.folder / f"checkpoint-{name}.safetensors", tensors, facts)
         for old in self._paths()[:-KEPT]:
@@ -38,10 +36,8 @@ class Checkpoints:
         self.saved_at = time.monotonic()
 
     def load(self) -> Found | None:
-        """Path, tensors and facts of the newest checkpoint that is not damaged; None where nothing was saved yet.
-
-        A warning names a damaged one. Raises `CheckpointError` where all are damaged.
-        """
+        """Path, tensors and facts of the newest checkpoint that is not damaged; None where nothing was saved yet. A
+        warning names a damaged one. Raises `CheckpointError` where all are damaged."""
         damaged = ""
         for path in reversed(self._paths()):
             try:

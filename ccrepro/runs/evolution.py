@@ -42,12 +42,9 @@ def _pictured(config: Config) -> set[int]:
 
 def keep(folder: Path, epoch: int, clustering: Clustering, cosines: dict[str, list[int]]) -> None:
     """Save the assignments after an epoch, the features of `FEATURES` fixed images and the histograms of cosines."""
-    features = clustering.features[fixed_rows(len(clustering.features), FEATURES)]
-    storage.save_arrays(_file(folder, epoch), labels_pred=clustering.labels_pred, features=features, **cosines)
-
-
-def _file(folder: Path, epoch: int) -> Path:
-    return folder / "epochs" / f"{epoch:05d}.npz"
+    path, features = folder / f"epochs/{epoch:05d}.npz", clustering.features
+    features = features[fixed_rows(len(features), FEATURES)]
+    storage.save_arrays(path, labels_pred=clustering.labels_pred, features=features, **cosines)
 
 
 def collect(folder: Path, config: Config, labels: np.ndarray) -> dict[str, Any]:
@@ -57,7 +54,7 @@ def collect(folder: Path, config: Config, labels: np.ndarray) -> dict[str, Any]:
     ``x``, ``y`` and ``cluster`` of the pictured images, all in one t-SNE map (Fig. 4). ``tsne`` is the last of these
     maps, with ``label``. Without openTSNE there are no maps; `ccrepro.runs.record.complete` adds them elsewhere.
     """
-    files = {epoch: _file(folder, epoch) for epoch in sorted(scored(config) | {config.epochs})}
+    files = {epoch: folder / f"epochs/{epoch:05d}.npz" for epoch in sorted(scored(config) | {config.epochs})}
     kept = {epoch: storage.load_arrays(file) for epoch, file in files.items() if file.exists()}
     rows = fixed_rows(len(labels), POINTS)
     shown = np.isin(fixed_rows(len(labels), FEATURES), rows)
@@ -108,10 +105,8 @@ def fixed_rows(n_images: int, n: int) -> np.ndarray:
 
 
 def tsne(features: Sequence[np.ndarray], seed: int = 0) -> list[dict[str, list[float]]]:
-    """``x`` and ``y`` of the same images at several epochs, all in one t-SNE map.
-
-    The map is made from the last (N, D) features. Earlier points are placed by their nearest neighbours among them.
-    """
+    """``x`` and ``y`` of the same images at several epochs, all in one t-SNE map. It is made from the last (N, D)
+    features; earlier points are placed by their nearest neighbours among them."""
     from openTSNE import TSNE  # late: takes two seconds, and only a finished run needs it
 
     embedding = TSNE(random_state=seed, n_jobs=1).fit(features[-1])

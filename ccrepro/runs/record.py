@@ -1,7 +1,6 @@
 """One run: its folder, its log and its record.
 
-The record is one JSON file, ``run.json``. It is written last, so where there is one the run is done. Tables and figures
-are made from records alone.
+The record, ``run.json``, is written last: a run that has one is done. Tables and figures are made from it alone.
 """
 
 import contextlib
@@ -21,7 +20,7 @@ import torch
 
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
-from ccrepro.errors import ConfigError, DataError
+from ccrepro.errors import DataError
 from ccrepro.evaluate import Clustering, evaluate, score
 from ccrepro.metrics import contingency, scores
 from ccrepro.model import ContrastiveClusteringModel
@@ -40,15 +39,12 @@ EVERY = 10  # seconds between two lines on the terminal
 class EpochLog:
     """Writes a JSON line per epoch to a file, and now and then a line with the time left to the terminal.
 
-    A resumed training writes some epochs a second time: their first lines are dropped. ``clusters`` shows how many
-    clusters are in use, the exponential of the entropy of the mean assignment. ``tensorboard`` writes the numbers for
-    TensorBoard too; raises `ConfigError` where that is not installed.
+    A resumed training writes some epochs a second time: their first lines are dropped.
     """
 
-    def __init__(self, path: Path, name: str, epochs: int, clusters: bool = True, tensorboard: bool = False):
-        self.path, self.name, self.epochs, self.clusters = path, name, epochs, clusters
+    def __init__(self, path: Path, name: str, epochs: int):
+        self.path, self.name, self.epochs = path, name, epochs
         self.start, self.printed, self.first = time.monotonic(), -math.inf, 0  # first: epoch that is written here
-        self.board = _tensorboard(path.parent / "tensorboard") if tensorboard else None
 
     def write(self, epoch: Epoch, **more: Any) -> None:
         """Write an epoch's numbers, of which epoch 0 has none; ``more`` goes into the file only."""
@@ -61,23 +57,10 @@ class EpochLog:
             storage.atomic_write(self.path, "".join(lines[: number - 1]))
         with self.path.open("a") as file:
             file.write(json.dumps({**epoch, "epochs": self.epochs, **more}) + "\n")
-        if self.board:
-            for name, value in epoch.items():
-                self.board.add_scalar(name, value, number)
-            self.board.flush()
         if now - self.printed >= EVERY or number == self.epochs:
             self.printed, rate = now, (now - self.start) / (number - self.first + 1)
-            used = f"clusters used {math.exp(epoch['entropy']):.1f}  " if self.clusters else ""
-            said = f"{self.name}  epoch {number}/{self.epochs}  loss {epoch['loss']:.3f}  {used}"
-            print(f"{said}{rate:.2f} s/epoch  {rate * (self.epochs - number):.0f} s left", flush=True)
-
-
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ConfigError("TensorBoard is not installed. Run pip install 'ccrepro[tensorboard]'.") from None
-    return SummaryWriter(str(folder))
+            said = f"{self.name}  epoch {number}/{self.epochs}  loss {epoch['loss']:.3f}"
+            print(f"{said}  {rate:.2f} s/epoch  {rate * (self.epochs - number):.0f} s left", flush=True)
 
 
 class Run:
@@ -88,31 +71,27 @@ class Run:
     `LockedError` where another process works on the same run.
     """
 
-    def __init__(self, config: Config, data: ImageSet, runs_dir: str | Path = "runs", tensorboard: bool = False):
+    def __init__(self, config: Config, data: ImageSet, runs_dir: str | Path = "runs"):
         self.config, self.data, self.start = config, data, time.monotonic()
         self.folder = run_folder(config, runs_dir)
         self._lock = storage.lock(self.folder).lock
         storage.sweep(self.folder)
         (self.folder / "run.json").unlink(missing_ok=True)
         self.checkpoints = Checkpoints(self.folder)
-        self.clusters = config.heads != "instance"  # otherwise each scoring would take a k-means
-        path, name = self.folder / "log.jsonl", run_name(config)
-        self.log = EpochLog(path, name, config.epochs, self.clusters, tensorboard)
+        self.log = EpochLog(self.folder / "log.jsonl", run_name(config), config.epochs)
 
     def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
         """Log an epoch's numbers, and at some epochs save the clustering too."""
-        cosines = evolution.cosine_histograms(self.config, self.data, model)
-        if self.clusters and epoch["epoch"] in evolution.scored(self.config):
-            evolution.keep(self.folder, epoch["epoch"], evaluate(self.config, self.data, model), cosines)
+        config, cosines = self.config, evolution.cosine_histograms(self.config, self.data, model)
+        if config.heads != "instance" and epoch["epoch"] in evolution.scored(config):  # else each would take a k-means
+            evolution.keep(self.folder, epoch["epoch"], evaluate(config, self.data, model), cosines)
         self.log.write(epoch, cosines=cosines)
 
     def finish(
         self, model: ContrastiveClusteringModel | None, history: list[Epoch], commit: str = ""
     ) -> dict[str, Any]:
         """Cluster and score all images; write the weights, the assignments and, last, the record, and return it.
-
-        commit: of the code, where there is no clone to ask.
-        """
+        commit: of the code, where there is no clone to ask."""
         clustering = evaluate(self.config, self.data, model)
         cosines = evolution.cosine_histograms(self.config, self.data, model) if model is not None else {}
         evolution.keep(self.folder, self.config.epochs, clustering, cosines)
@@ -151,10 +130,8 @@ class Run:
 
 
 def complete(record: dict[str, Any], folder: Path, data: ImageSet) -> dict[str, Any]:
-    """The record of a run from a machine without openTSNE, with the maps of the feature space added.
-
-    Raises `DataError` unless the images are those of the run and its assignments give the scores it states.
-    """
+    """The record of a run from a machine without openTSNE, with the maps of the feature space added. Raises `DataError`
+    unless the images are those of the run and its assignments give the scores it states."""
     if record["data_sha256"] != data.sha256:
         raise DataError(f"{data.name} is not what {folder} was run on: their SHA-256 differ. Fetch the data set anew.")
     again = scores(data.labels, storage.load_arrays(folder / "clustering.npz")["labels_pred"])

@@ -24,10 +24,8 @@ SPARE = 0.1  # of the time, for what is not measured
 
 
 def settle(state: State, data: ImageSet) -> None:
-    """Find a mode of `torch.compile` that works here: where one fails, say so and try the next simpler one.
-
-    Takes some steps and undoes them. ``state`` must come fresh from `ccrepro.train.start`.
-    """
+    """Find a mode of `torch.compile` that works here: where one fails, say so and try the next simpler one. Takes some
+    steps and undoes them; ``state`` must come fresh from `ccrepro.train.start`."""
     while state.config.compile != "off":
         try:
             _steps(state, data, TRIED)
@@ -60,10 +58,8 @@ def _steps(state: State, data: ImageSet, n: int) -> tuple[float, float]:
 
 
 def epochs_within(config: Config, data: ImageSet, minutes: float, began: float) -> int:
-    """How many epochs, with all scoring, fit into ``minutes`` from ``began`` (`time.monotonic`).
-
-    Raises `ConfigError` where not even one does, and for a variant that is not trained.
-    """
+    """How many epochs, with all scoring, fit into ``minutes`` from ``began`` (`time.monotonic`). Raises `ConfigError`
+    where not even one does, and for a variant that is not trained."""
     if config.baseline or not config.epochs:
         raise ConfigError(f"Variant {config.variant} is not trained. Leave --max-minutes out.")
     torch.set_num_threads(config.threads)

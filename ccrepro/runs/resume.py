@@ -1,7 +1,7 @@
 """Drive `ccrepro.train.train`: log, save, stop on a signal, resume, gather over ranks.
 
-A checkpoint holds weights, optimizer, epoch and step. That is all it needs, since the randomness of an epoch is a
-function of (seed, epoch): on a CPU, a resumed run equals an uninterrupted one bit for bit.
+A checkpoint holds weights, optimizer, epoch and step. That is all: the randomness of an epoch is a function of (seed,
+epoch), so on a CPU a resumed run equals an uninterrupted one bit for bit.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ccrepro.config import MACHINE, Config
 from ccrepro.data import ImageSet
-from ccrepro.errors import CheckpointError, ConfigError, NumericalError
+from ccrepro.errors import CheckpointError, NumericalError
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.runs.checkpoints import Checkpoints, Found
 from ccrepro.runs.rehearsal import settle
@@ -23,6 +23,7 @@ from ccrepro.runtime.signals import StopSignal
 from ccrepro.train import Epoch, State, check_finite, resolve, start, train
 
 Report = Callable[[Epoch, ContrastiveClusteringModel], None]
+OTHERS = {"data_sha256": "other images", "start_sha256": "other weights to start from"}  # that tell runs apart
 
 
 def fit(
@@ -46,7 +47,6 @@ def fit(
         return None, []
     run = {"config": config.model_dump(mode="json"), "data_sha256": data.sha256}
     run["start_sha256"] = sha256(model.state_dict()) if model else None
-    _check_ranks(config, run, ranks)
     torch.set_num_threads(config.threads)
     found = ranks.share(checkpoints.load if checkpoints else lambda: None)
     if found:  # the precision is fixed when a run starts, whatever this machine would choose
@@ -64,15 +64,6 @@ def fit(
             checkpoints.machine = machine
         _drive(state, data, report, checkpoints, ranks, run)
     return state.model.eval(), state.history
-
-
-def _check_ranks(config: Config, run: dict[str, Any], ranks: Ranks) -> None:
-    """Raise `ConfigError` unless all ranks train the same, on equal shares of a batch."""
-    if config.batch_size % ranks.size:
-        raise ConfigError(f"batch_size is {config.batch_size}, for {ranks.size} ranks. Write a multiple of that.")
-    if different := _differences(ranks.share(lambda: run), run):
-        what = f"Rank {ranks.rank} has another run than rank 0: {', '.join(different)}"
-        raise ConfigError(f"{what}. Start all with the same command and data.")
 
 
 def _drive(
@@ -125,7 +116,10 @@ def _restore(state: State, found: Found, run: dict[str, Any], machine: dict[str,
     processors to it. Raises `CheckpointError` for another run's checkpoint.
     """
     path, tensors, facts = found
-    if different := _differences(facts, run):
+    new, old = ({k: v for k, v in about["config"].items() if k not in MACHINE} for about in (run, facts))
+    different = [f"{k} {old.get(k)} there, {value} here" for k, value in new.items() if old.get(k) != value]
+    different += [what for name, what in OTHERS.items() if facts.get(name) != run[name]]
+    if different:
         raise CheckpointError(f"{path} is of another run: {', '.join(different)}. Remove its folder to start anew.")
     state.model.load_state_dict({name: tensors[f"model.{name}"] for name in state.model.state_dict()})
     parameters = list(state.model.parameters())
@@ -150,12 +144,3 @@ def _machine(state: State, ranks: Ranks) -> dict[str, Any]:
     """What decides the last bits of a run's numbers."""
     settings = {name: getattr(state.config, name) for name in ("device", "precision", "compile", "threads")}
     return settings | {"ranks": ranks.size, "torch": torch.__version__, "processors": [cpu_name()]}
-
-
-def _differences(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """How the settings, images and first weights of two runs differ, in words; empty where they are the same."""
-    new = {name: value for name, value in here["config"].items() if name not in MACHINE}
-    old = there["config"]
-    found = [f"{name} {old.get(name)} there, {value} here" for name, value in new.items() if old.get(name) != value]
-    others = {"data_sha256": "other images", "start_sha256": "other weights to start from"}
-    return found + [text for name, text in others.items() if there.get(name) != here[name]]

@@ -1,7 +1,7 @@
 """Streams: assign images as they come (§3.4), in bounded memory, and learn from chunks that are seen once.
 
-An image's cluster does not depend on its neighbours, since the network is in evaluation mode. Only the last bits of an
-output may differ between batches of different sizes, which add up in another order.
+An image's cluster does not depend on its neighbours. The last bits of an output may: batches of other sizes add up in
+another order.
 
 Letters: N images, C channels, H, W sides, D instance dimension, F feature width, K clusters.
 """
@@ -20,7 +20,7 @@ from ccrepro.data import as_tensor
 from ccrepro.data.images import BadImage, read
 from ccrepro.evaluate import embed
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.train import METRIC_NAMES, Epoch, State, step
+from ccrepro.train import Epoch, State, close_epoch, step
 
 BLOCK = 32  # images of a list that are decoded, and answered, together
 
@@ -80,11 +80,10 @@ def learn(state: State, images: np.ndarray, sizes: np.ndarray, steps: int = 1) -
 
     The chunk counts as ``steps`` epochs. Returns the means of `METRIC_NAMES`, as in the history.
     """
-    began, values = time.perf_counter(), []
-    for _ in range(steps):
+    began, first = time.perf_counter(), state.epoch
+    for state.epoch in range(first, first + steps):  # each draws other views
         for views in pairs(as_tensor(images), torch.tensor(sizes), state.config, state.epoch):
-            values.append(step(state, *views))
-        state.epoch += 1
-    means = dict(zip(METRIC_NAMES, torch.stack(values).mean(0).tolist(), strict=True))
-    state.history.append({"epoch": state.epoch, **means, "seconds": time.perf_counter() - began})
+            state.steps.append(step(state, *views))
+    state.seconds = time.perf_counter() - began
+    close_epoch(state)
     return state.history[-1]

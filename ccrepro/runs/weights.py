@@ -58,11 +58,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     blob = _bytes(path)
     try:
         tensors = load(blob)
-    except (SafetensorError, ValueError, OverflowError) as error:
-        raise CheckpointError(f"{path} is {_kind(blob)}. Get it again from its source.") from error
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise CheckpointError(f"Values of {name} in {path} are not finite. Take an earlier file.")
+    except (SafetensorError, ValueError, OverflowError):
+        raise _unreadable(path, blob, "a safetensors file") from None
+    check_finite(tensors, path)
     return tensors
 
 
@@ -72,12 +70,15 @@ def read_pickle(path: Path) -> Any:
     blob = _bytes(path)
     try:
         return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch documents no errors for bytes that are no pickle
-        _, found, named = " ".join(str(error).split()).partition("Unsupported global: GLOBAL ")
-        if found:  # torch's own text goes on to recommend the unsafe way to load
-            what = f"{path} holds more than tensors: {named.split()[0]}"
-            raise CheckpointError(f"{what}. A pickle can run code. Save its tensors alone, and give that.") from None
-        raise CheckpointError(f"{path} is {_kind(blob, pickle=True)}. Get it again from its source.") from None
+    except Exception:  # torch documents no errors for bytes that are no pickle, and its text recommends the unsafe way
+        raise _unreadable(path, blob, "tensors alone as torch.save writes them") from None
+
+
+def check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+    """Raise `CheckpointError` where a tensor that was read from ``path`` holds a number that is not finite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise CheckpointError(f"Values of {name} in {path} are not finite. Take an earlier file.")
 
 
 def reason(error: Exception) -> str:
@@ -92,18 +93,10 @@ def _bytes(path: Path) -> bytes:
         raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from None
 
 
-def _kind(blob: bytes, pickle: bool = False) -> str:
-    """What a file seems to be that cannot be read as safetensors, or as a ``pickle``."""
-    head = blob[:200].lstrip().lower()
-    if not blob:
-        return "empty: 0 bytes"
-    if head.startswith((b"<!doctype", b"<html")):
-        return "a web page"
-    if head.startswith(b"version https://git-lfs"):
-        return "a pointer of git-lfs, not the file it points to"
-    if blob.startswith((b"PK\x03\x04", b"\x80")) and not pickle:
-        return "a pickle or a zip, which is never loaded since it can run code"
-    return f"cut off or damaged: {len(blob):,} bytes"
+def _unreadable(path: Path, blob: bytes, kind: str) -> CheckpointError:
+    """The error for a file of another kind, or a damaged one: how it begins shows which."""
+    what = f"{path} is damaged, or not {kind}: {len(blob):,} bytes that begin with {blob[:24]!r}"
+    return CheckpointError(f"{what}. Get it again from its source.")
 
 
 def save_model(model: ContrastiveClusteringModel, config: Config, path: str | Path, **facts: Any) -> Path:

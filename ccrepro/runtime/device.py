@@ -14,23 +14,20 @@ from ccrepro.errors import ConfigError
 
 def choose_device(name: str) -> torch.device:
     """The device of a setting: "cpu", "cuda", "mps", or "auto", which is a CUDA GPU where there is one, else the CPU.
-
-    Raises `ConfigError` where the machine lacks the device.
-    """
-    available = torch.cuda.is_available()
-    if name == "cuda" and not available:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        hidden = f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else ""
-        raise ConfigError(f"No CUDA device was found{hidden}. Use device=cpu.")
-    if name == "mps" and not torch.backends.mps.is_available():
-        raise ConfigError("No MPS device was found. Use device=cpu.")
-    return torch.device(name if name != "auto" else "cuda" if available else "cpu")
+    Raises `ConfigError` where the machine lacks it."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(name, True):
+        raise ConfigError(f"No {name.upper()} device was found. Use device=cpu.")
+    return torch.device(name if name != "auto" else "cuda" if available["cuda"] else "cpu")
 
 
 def choose_precision(device: str, map_side: int) -> str:
     """bf16 where the hardware is fast in it and the network's first feature maps are larger than 8×8, else fp32."""
-    gpu = device == "cuda"
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else device == "cpu" and fast_bf16()
+    if device == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # AMX is fast, and AMD's AVX512-BF16 is; Intel's is not
+        amd = torch.cpu._is_avx512_bf16_supported() and "AMD" in cpu_name()
+        fast = device == "cpu" and (amd or torch.cpu._is_amx_tile_supported())
     return "bf16" if fast and map_side > 8 else "fp32"
 
 
@@ -49,11 +46,6 @@ def within_memory(what: str) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         said = ". ".join(str(error).split(". ")[1:3])  # how much was asked for, and how much there is
         raise ConfigError(f"The GPU's memory is full with {what}: {said}. Lower batch_size.") from error
-
-
-def fast_bf16() -> bool:
-    """Whether this CPU is faster in bf16: it is with AMX or AMD's AVX512-BF16, but not with Intel's AVX512-BF16."""
-    return torch.cpu._is_amx_tile_supported() or (torch.cpu._is_avx512_bf16_supported() and "AMD" in cpu_name())
 
 
 def cpu_name() -> str:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from ccrepro.errors import CheckpointError, NumericalError, Stopped
+from ccrepro.errors import CheckpointError, ConfigError, NumericalError, Stopped
 
 
 class Ranks:
@@ -26,7 +26,9 @@ class Ranks:
     host = None  # the group of all; calls in it do not wait for a GPU
 
     def rows(self, n_images: int) -> slice:
-        """This rank's rows of a global batch."""
+        """This rank's rows of a global batch. Raises `ConfigError` where the ranks' shares would differ."""
+        if n_images % self.size:
+            raise ConfigError(f"batch_size is {n_images}, for {self.size} ranks. Write a multiple of that.")
         return slice(*(rank * n_images // self.size for rank in (self.rank, self.rank + 1)))
 
     def gather(self, x: Tensor) -> Tensor:
@@ -67,10 +69,8 @@ ALONE = Ranks()
 
 @contextlib.contextmanager
 def join(device: torch.device) -> Iterator[Ranks]:
-    """Join the ranks that torchrun started, for the length of the block; without torchrun, `ALONE`.
-
-    Rank 0 raises an error that all ranks meet; the others exit with its exit code.
-    """
+    """Join the ranks that torchrun started, for the length of the block; without torchrun, `ALONE`. Rank 0 raises an
+    error that all ranks meet; the others exit with its exit code."""
     if not distributed.is_torchelastic_launched():
         yield ALONE
         return

@@ -63,9 +63,7 @@ def readable(name: str | Path) -> str:
 
 def lock(folder: Path, wait: bool = False) -> AcquireReturnProxy:
     """Lock a folder until the with-block over the result ends, or ``.lock.release()`` is called, or the process ends.
-
-    wait: if another process holds the lock, say so and wait for it. Otherwise raises `LockedError`, which names it.
-    """
+    wait: if another process holds the lock, say so and wait for it. Otherwise raises `LockedError`, which names it."""
     claim, owner = FileLock(folder / "lock", thread_local=False), folder / "owner"
     try:
         folder.mkdir(parents=True, exist_ok=True)

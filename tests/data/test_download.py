@@ -86,7 +86,8 @@ def test_an_interrupted_download_leaves_nothing_half(tiny, tmp_path):
 def test_an_archive_that_was_put_there_by_hand_is_taken(tiny, tmp_path):
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads/tiny-imagenet-200.zip").write_bytes(tiny.content)
-    assert download.fetch("tiny-imagenet", tmp_path).is_dir()
+    download.fetch("tiny-imagenet", tmp_path)
+    assert (tmp_path / "tiny-imagenet-200").is_dir()
     assert tiny.asked == []
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ccrepro.data.images import BadImage, decode, image_files
+from ccrepro.data.images import BadImage, decode, image_files, is_image, visible_files
 
 RED = [255, 0, 0]
 
@@ -107,6 +107,6 @@ def test_images_of_a_folder_are_found_once_wherever_they_lie(tmp_path):
     base = tmp_path / "in"
     for link, target in (("a", "../elsewhere/outside"), ("b", "c"), ("c/up", ".."), ("lost.png", "nowhere.png")):
         (base / link).symlink_to(target)
-    found = [str(path.relative_to(base)) for path in image_files(base, deep=True)]
+    found = [str(path.relative_to(base)) for path in visible_files(base) if is_image(path)]
     assert found == ["a/f.avif", "b.PNG", "c/d.jfif"]
     assert [path.name for path in image_files(base)] == ["b.PNG"]

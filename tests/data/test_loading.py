@@ -78,6 +78,13 @@ def test_a_sample_keeps_images_with_their_labels(patterns):
     assert all(data.sample(patterns, n, seed=0) is patterns for n in (0, 96, 10_000))
 
 
+def test_channel_statistics_are_those_of_all_pixels():
+    images = np.random.default_rng(0).integers(0, 256, (23, 3, 5, 6), np.uint8)
+    mean, deviation = data.channel_statistics(images, at_once=7 * 30)
+    np.testing.assert_allclose(mean, (images / 255).mean((0, 2, 3)))
+    np.testing.assert_allclose(deviation, (images / 255).std((0, 2, 3)))
+
+
 def test_images_of_records_are_at_hand_or_none(tmp_path, digits):
     record = {"dataset": "digits", "seed": 3, "config": {"sample": 20}}
     assert np.array_equal(data.at_hand([record], tmp_path), data.sample(digits, 20, 3).images)
@@ -89,9 +96,9 @@ def test_catalog_names_every_data_set_and_its_state(tiny_imagenet):
     shown = data.catalog(tiny_imagenet).set_index("name")
     assert list(shown.index) == list(DATASETS)
     assert shown.loc["cifar10", "images"] == "60,000"
-    states = ["ships with scikit-learn", "absent", "present, not packed: 6 files"]
+    states = ["ships with scikit-learn", "absent", "present, not packed"]
     assert shown.loc[["digits", "imagenet10", "tiny-imagenet"], "state"].tolist() == states
     data.load("tiny-imagenet", tiny_imagenet)
     assert "packed, verified: 6 images" in data.catalog(tiny_imagenet)["state"].tolist()
     (tiny_imagenet / "packed/tiny-imagenet/labels.npy").write_bytes(b"")
-    assert "packed, but stale or damaged" in data.catalog(tiny_imagenet)["state"].tolist()
+    assert "present, not packed" in data.catalog(tiny_imagenet)["state"].tolist()

@@ -205,13 +205,7 @@ def test_bad_files_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "parameters", "says"),
     [
-        ((20, 64), {}, "Use X.reshape(-1, H, W) or image_shape"),
-        ((20,), {}, "X has shape (20,)"),
-        ((20, 8, 8, 4), {}, "X[..., :3] drops the transparency"),
-        ((20, 5, 8, 8), {}, "X has shape (20, 5, 8, 8)"),
-        ((0, 8, 8), {}, "At least one is required"),
-        ((8, 8, 3), {}, "Give one image as X[None]"),
-        ((), {}, "Give paths in a list"),
+        *((shape, {}, f"X has shape {shape}") for shape in ((20, 64), (20, 8, 8, 4), (0, 8, 8), (8, 8, 3), ())),
         ((5, 8, 8), {}, "n_clusters is 10, but"),
         ((30, 8, 8), {"settings": {"seed": 1}}, "settings is {'seed': 1}"),
         ((30, 8, 8), {"settings": ["lr"]}, "settings is ['lr']"),

@@ -49,21 +49,13 @@ def test_any_layout_of_tensors_survives_and_equal_ones_make_equal_files(tmp_path
     assert len({path.read_bytes() for path in paths}) == 1
 
 
-@pytest.mark.parametrize(
-    ("content", "says"),
-    [
-        (b"", "is empty: 0 bytes"),
-        (b"<!DOCTYPE html><html>404</html>", "is a web page"),
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:12\n", "is a pointer of git-lfs"),
-        (pickle.dumps(Hostile(), protocol=2), "is a pickle or a zip, which is never loaded since it can run code"),
-        (b"just text that goes on", "is cut off or damaged: 22 bytes"),
-    ],
-    ids=lambda value: value[:12] if isinstance(value, str) else "",
-)
-def test_a_file_of_another_kind_is_called_what_it_is(path, content, says):
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"\x80\x02", pickle.dumps(Hostile(), protocol=2)])
+def test_of_a_file_of_another_kind_the_beginning_is_shown(path, content):
     path.write_bytes(content)
-    with pytest.raises(CheckpointError, match=says):
+    with pytest.raises(CheckpointError) as caught:
         load_model(path)
+    says = f"not a safetensors file: {len(content)} bytes that begin with {content[:24]!r}. Get it again"
+    assert says in str(caught.value)
     with pytest.raises(CheckpointError) as caught:
         read_pickle(path)
     assert "weights_only" not in str(caught.value)  # torch's advice, which is no advice
@@ -71,14 +63,14 @@ def test_a_file_of_another_kind_is_called_what_it_is(path, content, says):
 
 def test_torchs_own_format_is_no_safetensors_and_is_read_only_where_it_holds_tensors_alone(path):
     torch.save({"w": torch.ones(2)}, path)
-    with pytest.raises(CheckpointError, match="a pickle or a zip"):
+    with pytest.raises(CheckpointError, match="not a safetensors file"):
         read_tensors(path)
     assert read_pickle(path)["w"].tolist() == [1, 1]
     os.truncate(path, path.stat().st_size // 2)
-    with pytest.raises(CheckpointError, match="is cut off or damaged"):
+    with pytest.raises(CheckpointError, match="not tensors alone as torch"):
         read_pickle(path)
     torch.save({"w": Hostile()}, path)
-    with pytest.raises(CheckpointError, match=r"holds more than tensors: (io|_io)\.open\. A pickle can run code\."):
+    with pytest.raises(CheckpointError, match="not tensors alone as torch"):
         read_pickle(path)
 
 
@@ -87,7 +79,7 @@ def test_a_model_that_is_absent_cut_off_not_finite_or_without_settings(path, mod
         load_model(path)
     size = save_model(model, recipe("digits", "demo"), path).stat().st_size
     os.truncate(path, size // 2)
-    with pytest.raises(CheckpointError, match=f"cut off or damaged: {size // 2:,} bytes"):
+    with pytest.raises(CheckpointError, match=f"is damaged, .*: {size // 2:,} bytes"):
         load_model(path)
     save_file({"w": torch.ones(2)}, path)
     with pytest.raises(CheckpointError, match="holds weights without their settings"):

@@ -56,7 +56,7 @@ def test_gpus_that_are_absent_hidden_or_too_small_are_told(monkeypatch):
     assert device.visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3, GPU-a1, 9")
     assert device.visible_gpus() == ["3", "GPU-a1"]
-    with pytest.raises(ConfigError, match=r"No CUDA device .*CUDA_VISIBLE_DEVICES is '3, GPU-a1, 9'.* device=cpu"):
+    with pytest.raises(ConfigError, match=r"^No CUDA device was found\. Use device=cpu\.$"):
         device.choose_device("cuda")
     said = "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.10 GiB. See more."
     says = r"batch_size 32: Tried to allocate 2.00 GiB\. GPU 0 has .* of 79.10 GiB\. L"
