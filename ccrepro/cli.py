@@ -4,9 +4,7 @@ A command is a function, and its signature gives the options. It imports what it
 seconds, and a mistake is told before.
 """
 
-import functools
 import io
-import itertools
 import os
 import sys
 import time
@@ -48,7 +46,6 @@ OfImages = settings(
     *("dataset", "preset", "variant", "n_clusters", "baseline", "unlabeled", "sample"),
 )
 DataSet = Annotated[str, about("Name of the data set.")]
-Preset = Annotated[str, about(f"One of {', '.join(PRESETS)}.")]
 RunsDir = Annotated[str, about("Folder of runs.")]
 DataDir = Annotated[str, about("Folder of data sets; else $CCREPRO_DATA, else data/.")]
 Names = tuple[str, ...]
@@ -131,8 +128,7 @@ def train(
     with join(choose_device(config.device)) as ranks:
         images = data.sample(data.load(config.dataset, data_dir), config.sample, config.seed)
         if max_minutes:
-            within = functools.partial(rehearsal.epochs_within, config, images, max_minutes, began)
-            config = config.replace(epochs=ranks.share(within))
+            config = rehearsal.within(config, images, max_minutes, began, ranks)
         if ranks.rank > 0:
             fit(config, images, ranks=ranks)
             return
@@ -169,7 +165,7 @@ def cluster(
 @app.command(help_epilogue="Variants: " + "; ".join(f"{name}: {v.about}" for name, v in VARIANTS.items()) + ".")
 def reproduce(
     *,
-    preset: Preset = "demo",
+    preset: Annotated[str, about(f"One of {', '.join(PRESETS)}.")] = "demo",
     datasets: Annotated[Names, about("Data sets; else all of the preset.")] = (),
     variants: Annotated[Names, about("Variants, listed below; else all that fit.")] = (),
     seeds: Annotated[Names, about("Seeds; else 0 1 2.")] = ("0", "1", "2"),
@@ -181,24 +177,12 @@ def reproduce(
 ) -> None:
     """Run what is missing of a preset, then make its tables and figures in results/local."""
     from ccrepro.reproduce import plan
-    from ccrepro.runtime.device import at_once
 
     planned = plan.plan(preset, datasets, variants, seeds, runs_dir, **given)
-    print(plan.describe(planned, at_once(jobs)), file=sys.stderr if dry_run else sys.stdout, flush=True)
-    if not dry_run:
-        plan.reproduce(planned, at_once(jobs), _gpus(), runs_dir, data_dir)
-        return
-    for config in (p.config for p in planned if not p.done):
-        named = {"preset": preset, "variant": config.variant, "seed": config.seed, **given}
-        print("train", config.dataset, *itertools.starmap(_option, named.items()))
-
-
-def _option(name: str, value: Any) -> str:
-    """A setting as it is written on the command line."""
-    option = name.replace("_", "-")
-    if isinstance(value, bool):
-        return f"--{'' if value else 'no-'}{option}"
-    return f"--{option} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"
+    if dry_run:
+        plan.show(planned, jobs)
+    else:
+        plan.reproduce(planned, jobs, runs_dir, data_dir)
 
 
 # What needs no settings stands in its room, whose function is the command; it is imported when it is called.

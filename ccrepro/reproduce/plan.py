@@ -7,6 +7,7 @@ ignores; ``results/`` itself holds what was published.
 import itertools
 import math
 import os
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from ccrepro.reproduce import notebooks, pool, records, streams, tables
 from ccrepro.runs.record import Run, as_text, complete, run_folder
 from ccrepro.runs.resume import fit
 from ccrepro.runtime import storage
+from ccrepro.runtime.device import at_once, visible_gpus
 
 LOCAL = "results/local"
 
@@ -76,35 +78,50 @@ def plan(
     return sorted(planned, key=lambda p: (not p.done, p.config.seed, math.inf if p.seconds is None else p.seconds))
 
 
-def describe(planned: list[Planned], at_once: int) -> str:
+def describe(planned: list[Planned], processes: int) -> str:
     """How many runs are done, how many are not, and the time that these need."""
     open_ = [p for p in planned if not p.done]
     known = [p.seconds for p in open_ if p.seconds is not None]
     text = f"{len(planned)} run{'s' * (len(planned) != 1)}: {len(planned) - len(open_)} done, {len(open_)} to run"
     if not open_:
         return f"{text}."
-    time_ = tqdm.format_interval(np.mean(known) * len(open_) / at_once) if known else "an unknown time"
-    return f"{text}, {at_once} at once, about {time_} left."
+    time_ = tqdm.format_interval(np.mean(known) * len(open_) / processes) if known else "an unknown time"
+    return f"{text}, {processes} at once, about {time_} left."
 
 
-def reproduce(planned: list[Planned], at_once: int, gpus: list[str], runs_dir: str, data_dir: str) -> None:
+def show(planned: list[Planned], jobs: int) -> None:
+    """Print the arguments of `ccrepro` for each run that is not done, and to standard error what `describe` says."""
+    print(describe(planned, at_once(jobs)), file=sys.stderr, flush=True)
+    for config in (p.config for p in planned if not p.done):
+        words = ["train", config.dataset, "--preset", config.preset, "--variant", config.variant, "--seed", config.seed]
+        for name, value in recipes.overrides(config).items():
+            option = name.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{'' if value else 'no-'}{option}")
+            else:
+                words += [f"--{option}", *(value if isinstance(value, tuple) else (value,))]
+        print(*words)
+
+
+def reproduce(planned: list[Planned], jobs: int, runs_dir: str, data_dir: str) -> None:
     """Run what is missing, make tables, figures and notebooks below ``results/local``, and print your numbers beside
     the published and the reported ones. Raises `LockedError` while another process reproduces into the same folder."""
+    print(describe(planned, at_once(jobs)), flush=True)
     os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")  # with one thread the numbers repeat bit for bit
     preset = planned[0].config.preset
-    jobs = [(p.config, runs_dir, data_dir) for p in planned if not (p.done and _streamed(p.config, runs_dir))]
+    missing = [(p.config, runs_dir, data_dir) for p in planned if not (p.done and _streamed(p.config, runs_dir))]
     began = time.monotonic()
 
     def done(number: int) -> None:
-        left = tqdm.format_interval((time.monotonic() - began) / number * (len(jobs) - number))
-        print(f"{number} of {len(jobs)} runs, about {left} left", flush=True)
+        left = tqdm.format_interval((time.monotonic() - began) / number * (len(missing) - number))
+        print(f"{number} of {len(missing)} runs, about {left} left", flush=True)
 
     with storage.lock(storage.ROOT / LOCAL):
         storage.sweep(storage.ROOT / LOCAL)
-        pool.run_all(train, jobs, at_once, gpus, done)
+        pool.run_all(train, missing, at_once(jobs), visible_gpus(), done)
         for p in planned:
             gather(run_folder(p.config, runs_dir) / "run.json", LOCAL, data_dir)
-        render(preset, at_once, LOCAL, data_dir)
+        render(preset, at_once(jobs), LOCAL, data_dir)
         yours, published = (records.by_preset(place).get(preset, []) for place in (LOCAL, "results"))
     print(f"\nACC, mean ± standard deviation (number of seeds):\n{tables.comparison(yours, published)}\n")
     print(f"Tables, figures and executed notebooks: {LOCAL}/{{tables,figures,notebooks}}/{preset}")
@@ -142,7 +159,7 @@ def gather(path: Path, results_dir: str, data_dir: str) -> None:
             storage.atomic_write(target, source.read_bytes())
 
 
-def render(preset: str, at_once: int, results_dir: str, data_dir: str = "", anew: bool = False) -> None:
+def render(preset: str, processes: int, results_dir: str, data_dir: str = "", anew: bool = False) -> None:
     """Execute the report notebooks for which there are runs; they save tables and figures. Without ``anew``, leave out
     those that are newer than their notebook and the records."""
     root, made = storage.ROOT / results_dir, records.load_records(preset, results_dir)
@@ -159,4 +176,4 @@ def render(preset: str, at_once: int, results_dir: str, data_dir: str = "", anew
             jobs.append((path, output, parameters))
     if jobs:
         print(f"{len(jobs)} notebooks make tables and figures", flush=True)
-        pool.run_all(notebooks.run, jobs, at_once)
+        pool.run_all(notebooks.run, jobs, processes)

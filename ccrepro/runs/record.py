@@ -39,11 +39,12 @@ EVERY = 10  # seconds between two lines on the terminal
 class EpochLog:
     """Writes a JSON line per epoch to a file, and now and then a line with the time left to the terminal.
 
-    A resumed training writes some epochs a second time: their first lines are dropped.
+    ``clusters`` shows how many clusters are in use, the exponential of the entropy of the mean assignment. A resumed
+    training writes some epochs a second time: their first lines are dropped.
     """
 
-    def __init__(self, path: Path, name: str, epochs: int):
-        self.path, self.name, self.epochs = path, name, epochs
+    def __init__(self, path: Path, name: str, epochs: int, clusters: bool = True):
+        self.path, self.name, self.epochs, self.clusters = path, name, epochs, clusters
         self.start, self.printed, self.first = time.monotonic(), -math.inf, 0  # first: epoch that is written here
 
     def write(self, epoch: Epoch, **more: Any) -> None:
@@ -59,7 +60,8 @@ class EpochLog:
             file.write(json.dumps({**epoch, "epochs": self.epochs, **more}) + "\n")
         if now - self.printed >= EVERY or number == self.epochs:
             self.printed, rate = now, (now - self.start) / (number - self.first + 1)
-            said = f"{self.name}  epoch {number}/{self.epochs}  loss {epoch['loss']:.3f}"
+            used = f"  clusters used {math.exp(epoch['entropy']):.1f}" if self.clusters else ""
+            said = f"{self.name}  epoch {number}/{self.epochs}  loss {epoch['loss']:.3f}{used}"
             print(f"{said}  {rate:.2f} s/epoch  {rate * (self.epochs - number):.0f} s left", flush=True)
 
 
@@ -78,7 +80,7 @@ class Run:
         storage.sweep(self.folder)
         (self.folder / "run.json").unlink(missing_ok=True)
         self.checkpoints = Checkpoints(self.folder)
-        self.log = EpochLog(self.folder / "log.jsonl", run_name(config), config.epochs)
+        self.log = EpochLog(self.folder / "log.jsonl", run_name(config), config.epochs, config.heads != "instance")
 
     def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
         """Log an epoch's numbers, and at some epochs save the clustering too."""
