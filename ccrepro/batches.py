@@ -16,8 +16,7 @@ from torch import Tensor
 from ccrepro import augmentations
 from ccrepro.config import Config
 from ccrepro.data import ImageSet, as_tensor
-from ccrepro.runtime.device import choose_device
-from ccrepro.runtime.memory import fetched, placed
+from ccrepro.runtime.device import choose_device, fetched, placed
 
 
 @dataclass(frozen=True)

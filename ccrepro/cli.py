@@ -90,17 +90,13 @@ def _config(dataset: str, given: dict[str, Any]) -> Config:
     if "preset" in given:
         return recipe(dataset, **given)
     Config(**given)  # mistakes are told before torch is imported
+    from ccrepro.runtime.device import visible_gpus
+
     fitting = [preset for preset in ("demo", "laptop", "fast") if dataset in RECIPES[preset]] or ["demo"]
-    preset = fitting[-1] if fitting[1:] and _gpus() else fitting[0]
+    preset = fitting[-1] if fitting[1:] and visible_gpus() else fitting[0]
     config = recipe(dataset, preset, **given)
     print(f"Preset {preset}, which fits this machine. --preset names another.", file=sys.stderr)
     return config
-
-
-def _gpus() -> list[str]:
-    from ccrepro.runtime.device import visible_gpus
-
-    return visible_gpus()
 
 
 @app.command
@@ -128,7 +124,8 @@ def train(
     with join(choose_device(config.device)) as ranks:
         images = data.sample(data.load(config.dataset, data_dir), config.sample, config.seed)
         if max_minutes:
-            config = rehearsal.within(config, images, max_minutes, began, ranks)
+            fitting = ranks.share(lambda: rehearsal.epochs_within(config, images, max_minutes, began))
+            config = config.replace(epochs=fitting)
         if ranks.rank > 0:
             fit(config, images, ranks=ranks)
             return
@@ -193,10 +190,7 @@ ROOMS = {
     "datasets": ("ccrepro.data:command", "List the data sets, or get one."),
     "table": ("ccrepro.reproduce.tables:show", "Print a table of the paper: reported numbers beside ours."),
     "bench": ("ccrepro.bench.measure:bench", "Measure our speed beside the authors' way and the limit."),
-    "publish": (
-        "ccrepro.reproduce.readme:publish",
-        "For the maintainers: put what was run into results/ and README.md.",
-    ),
+    "publish": ("ccrepro.reproduce.readme:publish", "For the maintainers: put what was run into results/."),
 }
 for name, (function, text) in ROOMS.items():
     app.command(function, name=name, help=text)

@@ -9,55 +9,44 @@ class CcreproError(Exception):
 
     exit_code = 1
 
+    def __init_subclass__(cls, exit_code: int | None = None):
+        cls.exit_code = exit_code or cls.exit_code
+
     def _render_traceback_(self) -> list[str]:
         """IPython's hook: in a notebook the error is its own line, without the stack above it."""
         return [f"ccrepro: error: {self}"]
 
 
-class ConfigError(CcreproError, ValueError):
+class ConfigError(CcreproError, ValueError, exit_code=2):
     """A setting, a name or a parameter that is not allowed."""
 
-    exit_code = 2
 
-
-class DataError(CcreproError):
+class DataError(CcreproError, exit_code=3):
     """A data set that is missing, incomplete or damaged."""
-
-    exit_code = 3
 
 
 class ImageError(DataError, ValueError):
     """A user's images that cannot be clustered as they are."""
 
 
-class CheckpointError(CcreproError):
+class CheckpointError(CcreproError, exit_code=4):
     """Weights or a checkpoint that cannot be read, written or used."""
 
-    exit_code = 4
 
-
-class NumericalError(CcreproError):
+class NumericalError(CcreproError, exit_code=5):
     """A loss or a gradient that is not a finite number."""
 
-    exit_code = 5
 
-
-class LockedError(CcreproError):
+class LockedError(CcreproError, exit_code=6):
     """A folder that another process writes to, or that cannot be locked."""
 
-    exit_code = 6
 
-
-class Stopped(CcreproError):
+class Stopped(CcreproError, exit_code=143):
     """The process got SIGTERM, and saved its work."""
 
-    exit_code = 143
 
-
-class StoppedByUser(Stopped):
+class StoppedByUser(Stopped, exit_code=130):
     """The user pressed Ctrl-C, and the work was saved."""
-
-    exit_code = 130
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:

@@ -15,6 +15,7 @@ from ccrepro.cli import main
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import DataError
 from ccrepro.recipes import recipe
+from ccrepro.runtime import device
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_help_lists_every_setting(capsys):
 def test_without_a_preset_the_one_that_fits_the_machine_is_taken_and_told(capsys, monkeypatch):
     for gpus, dataset, preset in (([], "digits", "demo"), ([], "cifar10", "laptop"), ([], "imagenette", "fast"),
                                   (["0"], "cifar10", "fast"), (["0"], "digits", "demo")):  # fmt: skip
-        monkeypatch.setattr(cli, "_gpus", lambda found=gpus: found)
+        monkeypatch.setattr(device, "visible_gpus", lambda found=gpus: found)
         assert main(["recipe", dataset]) == 0
         printed = capsys.readouterr()
         assert yaml.safe_load(printed.out)["preset"] == preset

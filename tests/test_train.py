@@ -18,7 +18,7 @@ from ccrepro.evaluate import evaluate
 from ccrepro.loss import cluster_loss, instance_loss
 from ccrepro.metrics import accuracy
 from ccrepro.model import build
-from ccrepro.own_images.recipe import own_recipe
+from ccrepro.own_images import own_recipe
 from ccrepro.recipes import recipe
 from ccrepro.runtime.distributed import ALONE
 

@@ -27,18 +27,14 @@ def _views(images: Tensor, config: Config, n: int) -> np.ndarray:
     return augmentations.apply(images.expand(n, -1, -1, -1), drawn, config.image_size).numpy()
 
 
-def _alone(config: Config, setting: str) -> Config:
-    """Only the augmentation of this setting is on."""
-    return config.replace(**{**OFF, setting: getattr(config, setting)})
-
-
 @figure
 def augmentation(title: str, image: Tensor, config: Config, n: int = 8) -> Figure:
     """One image uint8 (1, C, H, W) and n draws of each augmentation alone, then of all together, in rows."""
     rows = [("image x", augmentations.eval_view(image, config.image_size).numpy())]
     for setting, name in NAMES.items():
         often = "always" if setting == "crop_scale" else f"p = {getattr(config, setting):g}"
-        rows.append((f"{name}\n{often}", _views(image, _alone(config, setting), n)))
+        alone = config.replace(**{**OFF, setting: getattr(config, setting)})
+        rows.append((f"{name}\n{often}", _views(image, alone, n)))
     return image_rows(title, [*rows, ("all together", _views(image, config, n))], n, 0.95)[0]
 
 

@@ -21,10 +21,9 @@ from ccrepro.data.readers import Files
 from ccrepro.errors import CheckpointError, ConfigError
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.own_images import gallery, inputs
+from ccrepro.own_images import gallery, inputs, own_recipe
 from ccrepro.own_images.estimator import view_agreement
 from ccrepro.own_images.pretrained import start
-from ccrepro.own_images.recipe import own_recipe
 from ccrepro.runs import resume, streaming
 from ccrepro.runs.checkpoints import Checkpoints
 from ccrepro.runs.record import EpochLog

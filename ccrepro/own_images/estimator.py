@@ -20,8 +20,7 @@ from ccrepro.config import Config
 from ccrepro.data import ImageSet, as_tensor
 from ccrepro.errors import ConfigError, ImageError
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.own_images import inputs, pretrained
-from ccrepro.own_images.recipe import own_recipe
+from ccrepro.own_images import inputs, own_recipe, pretrained
 from ccrepro.recipes import OWN, overrides
 from ccrepro.runs import resume, streaming
 from ccrepro.runs.weights import load_model, save_model
@@ -43,8 +42,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     ----------
     n_clusters : K, 2 or more.
     epochs, batch_size, image_size, backbone, flip : settings of `ccrepro.config.Config`; None chooses by the number
-        of images and their size (`ccrepro.own_images.recipe`). Use ``flip=0`` where a mirrored image means something
-        else, as with digits.
+        of images and their size (`own_recipe`). Use ``flip=0`` where a mirrored image means something else.
     pretrained : "imagenet", or the path of a file with torchvision's weights: the backbone's start.
     settings : a dict of other settings of `Config`.
     image_shape : of flat rows: (H, W) or (C, H, W).

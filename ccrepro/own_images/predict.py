@@ -19,8 +19,7 @@ from ccrepro.evaluate import score
 from ccrepro.own_images import inputs
 from ccrepro.recipes import OWN, recipe
 from ccrepro.runs import streaming
-from ccrepro.runs.authors_checkpoint import load_authors
-from ccrepro.runs.weights import load_model
+from ccrepro.runs.weights import load_authors, load_model
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
 

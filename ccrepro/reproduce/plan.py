@@ -95,11 +95,8 @@ def show(planned: list[Planned], jobs: int) -> None:
     for config in (p.config for p in planned if not p.done):
         words = ["train", config.dataset, "--preset", config.preset, "--variant", config.variant, "--seed", config.seed]
         for name, value in recipes.overrides(config).items():
-            option = name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{'' if value else 'no-'}{option}")
-            else:
-                words += [f"--{option}", *(value if isinstance(value, tuple) else (value,))]
+            many = isinstance(value, tuple)
+            words += [f"--{name.replace('_', '-')}", *value] if many else [f"--{name.replace('_', '-')}={value}"]
         print(*words)
 
 

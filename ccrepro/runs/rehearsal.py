@@ -14,7 +14,6 @@ from ccrepro.errors import ConfigError
 from ccrepro.evaluate import evaluate
 from ccrepro.runs.evolution import PICTURED, SCORED, cosine_histograms
 from ccrepro.runs.weights import reason
-from ccrepro.runtime.distributed import ALONE, Ranks
 from ccrepro.train import State
 
 MODES = ("reduce-overhead", "default", "off")  # of `torch.compile`, each simpler than the one before
@@ -56,11 +55,6 @@ def _steps(state: State, data: ImageSet, n: int) -> tuple[float, float]:
     finally:  # a compiler may fail in any of the steps
         state.model.load_state_dict(before)
         state.optimizer.state.clear()
-
-
-def within(config: Config, data: ImageSet, minutes: float, began: float, ranks: Ranks = ALONE) -> Config:
-    """The settings with as many epochs as `epochs_within` finds on rank 0."""
-    return config.replace(epochs=ranks.share(lambda: epochs_within(config, data, minutes, began)))
 
 
 def epochs_within(config: Config, data: ImageSet, minutes: float, began: float) -> int:

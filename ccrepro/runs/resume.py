@@ -57,7 +57,8 @@ def fit(
             torch.compiler.reset()  # what others compiled takes memory, and counts against torch's limit of eight
             settle(state, data)
         state.network, state.gather, state.rows = ranks.wrap(state.model), ranks.gather, ranks.rows(config.batch_size)
-        machine = _machine(state, ranks)
+        machine = {name: getattr(state.config, name) for name in ("device", "precision", "compile", "threads")}
+        machine |= {"ranks": ranks.size, "torch": torch.__version__, "processors": [cpu_name()]}
         if found:
             _restore(state, found, run, machine, ranks)
         if checkpoints:
@@ -138,9 +139,3 @@ def _restore(state: State, found: Found, run: dict[str, Any], machine: dict[str,
         earlier = facts["machine"].get("processors", [])
         machine["processors"] = list(dict.fromkeys([*earlier, *machine["processors"]]))
         print(f"{path.parent.name}  resumed after epoch {state.epoch}, step {len(state.steps)}", flush=True)
-
-
-def _machine(state: State, ranks: Ranks) -> dict[str, Any]:
-    """What decides the last bits of a run's numbers."""
-    settings = {name: getattr(state.config, name) for name in ("device", "precision", "compile", "threads")}
-    return settings | {"ranks": ranks.size, "torch": torch.__version__, "processors": [cpu_name()]}

@@ -27,7 +27,7 @@ def test_augmentation_figure_shows_each_by_itself_and_at_work():
     assert at_work.any(1).all()
     assert at_work.all(1).tolist() == [True, False, False, False, False]  # a crop is always taken
     flipped, grey = (
-        figures._views(demos.flower(), figures._alone(config.replace(**{name: 1.0}), name), 1)[0]
+        figures._views(demos.flower(), config.replace(**{**figures.OFF, name: 1.0}), 1)[0]
         for name in ("flip", "grayscale")
     )
     assert np.allclose(flipped.transpose(1, 2, 0), image[:, ::-1], atol=1e-5)

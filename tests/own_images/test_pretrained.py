@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 
 from ccrepro import ContrastiveClustering
 from ccrepro.errors import CheckpointError
+from ccrepro.own_images import own_recipe
 from ccrepro.own_images.pretrained import IMAGENET_MEAN, IMAGENET_SD, start
-from ccrepro.own_images.recipe import own_recipe
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import pytest
 
 from ccrepro.errors import ConfigError
-from ccrepro.own_images.recipe import own_recipe
+from ccrepro.own_images import own_recipe
 from ccrepro.recipes import OWN
 
 
@@ -26,8 +26,8 @@ def test_settings_for_anybodys_images_follow_their_number_and_size(n, side, pret
     ("chosen", "told"),
     [
         ({"n_clusters": 21}, "n_clusters is 21, but your set has 20 images"),
-        ({"heads": "instance"}, "heads is instance"),
-        ({"baseline": "kmeans"}, "baseline is kmeans"),
+        ({"heads": "instance"}, "heads=instance and baselines"),
+        ({"baseline": "kmeans"}, "heads=instance and baselines"),
     ],
 )
 def test_settings_that_anybodys_images_cannot_have(chosen, told):

@@ -54,7 +54,7 @@ def test_settings_that_depart_become_part_of_names_and_commands(root, capsys):
     words = ["reproduce", "--preset", "laptop", "--datasets", "cifar10", "--variants", "cc", "--seeds", "3"]
     assert main([*words, "--epochs", "10", "--image-size", "16", "--dry-run"]) == 0
     line = capsys.readouterr().out
-    assert line == "train cifar10 --preset laptop --variant cc --seed 3 --image-size 16 --epochs 10\n"
+    assert line == "train cifar10 --preset laptop --variant cc --seed 3 --image-size=16 --epochs=10\n"
     (planned,) = plan.plan("laptop", ["cifar10"], ["cc"], [3], epochs="10", image_size="16")
     assert run_name(planned.config) == "laptop/cifar10/cc-10ep-16px-seed3"
     assert run_name(recipe("cifar10", "laptop", seed="3", epochs=10, image_size=16)) == run_name(planned.config)

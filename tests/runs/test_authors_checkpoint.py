@@ -9,7 +9,7 @@ from ccrepro import data
 from ccrepro.errors import CheckpointError
 from ccrepro.own_images import predict
 from ccrepro.recipes import recipe
-from ccrepro.runs.authors_checkpoint import PREFIXES, load_authors
+from ccrepro.runs.weights import PREFIXES, load_authors
 
 SMALL = {"backbone": "resnet18"}
 

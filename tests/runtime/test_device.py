@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from ccrepro import train
 from ccrepro.errors import ConfigError
 from ccrepro.recipes import recipe
 from ccrepro.runtime import device
+from ccrepro.runtime.device import fetched
 
 FAST = recipe("cifar10", "fast")
 
@@ -62,3 +65,12 @@ def test_gpus_that_are_absent_hidden_or_too_small_are_told(monkeypatch):
     says = r"batch_size 32: Tried to allocate 2.00 GiB\. GPU 0 has .* of 79.10 GiB\. L"
     with pytest.raises(ConfigError, match=says), device.within_memory("batch_size 32"):
         raise torch.OutOfMemoryError(said)
+
+
+def test_images_that_are_elsewhere_are_moved_by_the_thread_that_trains(monkeypatch):
+    """CUDA's current device is a thread's own: another thread would move the batches of every rank to the first GPU."""
+    images, order, threads = torch.rand(96, 1, 4, 4), torch.randperm(96).view(8, 12), []
+    monkeypatch.setattr(torch.Tensor, "to", lambda x, *a, **k: threads.append(threading.current_thread()) or x)
+    found = list(fetched(images, order, torch.device("meta")))
+    assert torch.equal(torch.stack(found), images[order])
+    assert threads == [threading.current_thread()] * 8
