@@ -1,4 +1,4 @@
-"""Weights on disk: whole or absent, never silently damaged, and without pickle.
+"""Weights on disk: whole or absent, and never silently damaged. Of others' pickles, only tensors are loaded.
 
 A sealed file is a safetensors file whose metadata are a JSON text and, before it, the SHA-256 of text and tensors.
 """
