@@ -1,8 +1,7 @@
 """Contrastive Clustering (Li et al., AAAI 2021), reproduced.
 
-The modules of this folder are the method. Its sub-folders hold the rest: data sets, runs, the machine, the reproduction
-of the paper, the lesson, measurements of speed, and what clusters your own images. ``ContrastiveClustering``, the
-scikit-learn estimator, can be imported from here.
+The modules of this folder are the method. The sub-folders are what it runs on and what it is used for.
+``ContrastiveClustering``, the scikit-learn estimator, can be imported from here.
 """
 
 from typing import TYPE_CHECKING, Any

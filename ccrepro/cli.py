@@ -13,15 +13,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any, TypedDict, Unpack
 
 import yaml
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError
 
 from ccrepro.config import Config
-from ccrepro.errors import CcreproError, ConfigError
+from ccrepro.errors import CcreproError, ConfigError, unknown
 from ccrepro.recipes import OWN, PRESETS, RECIPES, VARIANTS, recipe
-
-
-def about(text: str, **more: Any) -> Parameter:
-    return Parameter(help=text, **more)
 
 
 def settings(note: str, *fixed: str) -> Any:
@@ -33,7 +29,7 @@ def settings(note: str, *fixed: str) -> Any:
                 int: {"converter": lambda kind, tokens: int(tokens[0].value)},  # cyclopts alone makes 2 of 2.5
                 bool: {"negative": f"--no-{name}"},
             }.get(field.annotation, {})
-            options[name] = Annotated[field.annotation, about(field.description, group=group, **more)]
+            options[name] = Annotated[field.annotation, Parameter(help=field.description, group=group, **more)]
     return TypedDict("Settings", options, total=False)
 
 
@@ -45,9 +41,9 @@ OfImages = settings(
     "Where you give none, chosen by the number of images and their size.",
     *("dataset", "preset", "variant", "n_clusters", "baseline", "unlabeled", "sample"),
 )
-DataSet = Annotated[str, about("Name of the data set.")]
-RunsDir = Annotated[str, about("Folder of runs.")]
-DataDir = Annotated[str, about("Folder of data sets; else $CCREPRO_DATA, else data/.")]
+DataSet = Annotated[str, Parameter(help="Name of the data set.")]
+RunsDir = Annotated[str, Parameter(help="Folder of runs.")]
+DataDir = Annotated[str, Parameter(help="Folder of data sets; else $CCREPRO_DATA, else data/.")]
 Names = tuple[str, ...]
 
 app = App(
@@ -76,8 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CcreproError, CycloptsError, OSError) as error:
         if words != arguments:
             raise
-        fix = " Correct the path or its rights." if isinstance(error, OSError) else ""
-        print(f"ccrepro: error: {error}{fix}", file=sys.stderr)
+        if isinstance(error, UnknownCommandError):  # its own text would import all rooms
+            error = unknown("command", words[0], [name for name in app if name[0] != "-"])
+        said = f"{error}. Correct the path or its rights." if isinstance(error, OSError) else error
+        print(f"ccrepro: error: {said}", file=sys.stderr)
         return 2 if isinstance(error, CycloptsError) else getattr(error, "exit_code", 1)
     except KeyboardInterrupt:
         print("ccrepro: error: Stopped by Ctrl-C. Nothing was half-written: run it again.", file=sys.stderr)
@@ -90,12 +88,13 @@ def _config(dataset: str, given: dict[str, Any]) -> Config:
     if "preset" in given:
         return recipe(dataset, **given)
     Config(**given)  # mistakes are told before torch is imported
-    from ccrepro.runtime.device import visible_gpus
+    fitting = [preset for preset in ("demo", "laptop", "fast") if dataset in RECIPES[preset]]
+    if len(fitting) > 1:
+        from ccrepro.runtime.device import visible_gpus
 
-    fitting = [preset for preset in ("demo", "laptop", "fast") if dataset in RECIPES[preset]] or ["demo"]
-    preset = fitting[-1] if fitting[1:] and visible_gpus() else fitting[0]
-    config = recipe(dataset, preset, **given)
-    print(f"Preset {preset}, which fits this machine. --preset names another.", file=sys.stderr)
+        fitting = fitting[-1:] if visible_gpus() else fitting
+    config = recipe(dataset, *fitting[:1], **given)
+    print(f"Preset {config.preset}, which fits this machine. --preset names another.", file=sys.stderr)
     return config
 
 
@@ -104,8 +103,10 @@ def train(
     dataset: DataSet,
     /,
     *,
-    max_minutes: Annotated[float, about("In place of --epochs: as many as fit into this time, measured first.")] = 0,
-    commit: Annotated[str, about("Of the code, for the record, where there is no .git.")] = "",
+    max_minutes: Annotated[
+        float, Parameter(help="In place of --epochs: as many as fit into this time, measured first.")
+    ] = 0,
+    commit: Annotated[str, Parameter(help="Of the code, for the record, where there is no .git.")] = "",
     runs_dir: RunsDir = "runs",
     data_dir: DataDir = "",
     **given: Unpack[OfRecipe],
@@ -143,13 +144,13 @@ def print_recipe(dataset: DataSet, /, **given: Unpack[OfRecipe]) -> None:
 
 @app.command
 def cluster(
-    folder: Annotated[str, about("Images, in it and in its sub-folders.")],
+    folder: Annotated[str, Parameter(help="Images, in it and in its sub-folders.")],
     /,
     *,
-    n_clusters: Annotated[int, about("Number of clusters.")],
-    out: Annotated[str, about("Folder for the results.")],
-    skip_bad: Annotated[bool, about("Leave out images that cannot be read.")] = False,
-    pretrained: Annotated[str, about("Where the backbone starts: 'imagenet', or a file of weights.")] = "",
+    n_clusters: Annotated[int, Parameter(help="Number of clusters.")],
+    out: Annotated[str, Parameter(help="Folder for the results.")],
+    skip_bad: Annotated[bool, Parameter(help="Leave out images that cannot be read.")] = False,
+    pretrained: Annotated[str, Parameter(help="Where the backbone starts: 'imagenet', or a file of weights.")] = "",
     **given: Unpack[OfImages],
 ) -> None:
     """Cluster a folder of images: CSV, an HTML gallery, the model."""
@@ -162,12 +163,12 @@ def cluster(
 @app.command(help_epilogue="Variants: " + "; ".join(f"{name}: {v.about}" for name, v in VARIANTS.items()) + ".")
 def reproduce(
     *,
-    preset: Annotated[str, about(f"One of {', '.join(PRESETS)}.")] = "demo",
-    datasets: Annotated[Names, about("Data sets; else all of the preset.")] = (),
-    variants: Annotated[Names, about("Variants, listed below; else all that fit.")] = (),
-    seeds: Annotated[Names, about("Seeds; else 0 1 2.")] = ("0", "1", "2"),
-    jobs: Annotated[int, about("Runs at once; else one per GPU, or one per core.")] = 0,
-    dry_run: Annotated[bool, about("Say what would be run, and for how long; print its arguments.")] = False,
+    preset: Annotated[str, Parameter(help=f"One of {', '.join(PRESETS)}.")] = "demo",
+    datasets: Annotated[Names, Parameter(help="Data sets; else all of the preset.")] = (),
+    variants: Annotated[Names, Parameter(help="Variants, listed below; else all that fit.")] = (),
+    seeds: Annotated[Names, Parameter(help="Seeds; else 0 1 2.")] = ("0", "1", "2"),
+    jobs: Annotated[int, Parameter(help="Runs at once; else one per GPU, or one per core.")] = 0,
+    dry_run: Annotated[bool, Parameter(help="Say what would be run, and for how long; print its arguments.")] = False,
     runs_dir: RunsDir = "runs",
     data_dir: DataDir = "",
     **given: Unpack[OfRuns],

@@ -21,7 +21,7 @@ from ccrepro.runtime import device
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["frobnicate"], 'Unknown command "frobnicate"'),
+        (["frobnicate"], "Unknown command 'frobnicate'"),
         (["train", "mnist"], "Unknown data set 'mnist'"),
         (["train", "cifar10", "--preset", "demo"], "no recipe for cifar10"),
         (["train", "digits", "--epchs", "3"], "Did you mean --epochs?"),

@@ -209,7 +209,7 @@ def test_bad_files_are_named(tmp_path):
         ((5, 8, 8), {}, "n_clusters is 10, but"),
         ((30, 8, 8), {"settings": {"seed": 1}}, "settings is {'seed': 1}"),
         ((30, 8, 8), {"settings": ["lr"]}, "settings is ['lr']"),
-        ((30, 8, 8), {"settings": {"variant": "kmeans-pixels"}}, "baseline is kmeans"),
+        ((30, 8, 8), {"settings": {"variant": "kmeans-pixels"}}, "heads=instance and baselines"),
         ((30, 8, 8), {"value_range": (1, 0)}, "value_range is (1, 0)"),
         ((30, 8, 8), {"value_range": "auto"}, "value_range is 'auto'"),
         ((30, 63), {"image_shape": 8}, "image_shape is 8"),
