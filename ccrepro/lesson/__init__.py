@@ -1,1 +1,1 @@
-"""What the lesson `notebooks/01_method.ipynb` shows and asks: figures, trainings, and checks of the exercises."""
+"""The lesson `notebooks/01_method.ipynb`: figures, trainings, checks. Letters as in the paper: M clusters, not K."""
