@@ -116,7 +116,7 @@ def _line(row: Row) -> dict[str, str]:
     ours = seconds["ours"]["median"]
     line["speed"] = f"{seconds['authors']['median'] / ours:.3g}×" if "authors" in seconds else "–"
     line["efficiency"] = f"{seconds['limit']['median'] / ours:.0%}" if "limit" in seconds else "–"
-    peaks = [f"{row['peak_bytes'][way] / 1e6:.3g}" for way in ("authors", "ours") if way in row.get("peak_bytes", {})]
+    peaks = [f"{row['peak_bytes'][way] / 1e6:.1f}" for way in ("authors", "ours") if way in row.get("peak_bytes", {})]
     return line | {"peak memory": " → ".join(peaks) + " MB" if peaks else "–"}
 
 

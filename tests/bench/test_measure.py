@@ -49,6 +49,6 @@ def test_a_line_of_the_table_says_how_fast_how_near_the_limit_and_how_large():
     both = loss | {"peak_bytes": {"ours": 1_000_000, "authors": 94e7}}
     assert measure.table({"step": [row], "loss": [loss, both]}).to_numpy().tolist() == [
         ["b", "–", "12 ms ± 5%", "–", "–", "–", "2.5 MB"],
-        ["b", "–", "12 ms ± 5%", "–", "–", "–", "940 → 1 MB"],
+        ["b", "–", "12 ms ± 5%", "–", "–", "–", "940.0 → 1.0 MB"],
         ["a", "3.00 s ± 10%", "12 ms ± 5%", "9 ms ± 0%", "250×", "75%", "–"],
     ]
