@@ -28,14 +28,14 @@ def _views(images: Tensor, config: Config, n: int) -> np.ndarray:
 
 
 @figure
-def augmentation(title: str, image: Tensor, config: Config, n: int = 7) -> Figure:
+def augmentation(title: str, image: Tensor, config: Config, n: int = 8) -> Figure:
     """One image uint8 (1, C, H, W) and n draws of each augmentation alone, then of all together, in rows."""
     rows = [("image x", augmentations.eval_view(image, config.image_size).numpy())]
     for setting, name in NAMES.items():
         often = "always" if setting == "crop_scale" else f"p = {getattr(config, setting):g}"
         alone = config.replace(**{**OFF, setting: getattr(config, setting)})
         rows.append((f"{name}\n{often}", _views(image, alone, n)))
-    return image_rows(title, [*rows, ("all together", _views(image, config, n))], n, 0.9)[0]
+    return image_rows(title, [*rows, ("all together", _views(image, config, n))], n, 0.85)[0]
 
 
 @figure
