@@ -94,16 +94,19 @@ def show(planned: list[Planned], jobs: int) -> None:
     print(describe(planned, at_once(jobs)), file=sys.stderr, flush=True)
     for config in (p.config for p in planned if not p.done):
         words = ["train", config.dataset, "--preset", config.preset, "--variant", config.variant, "--seed", config.seed]
-        for name, value in recipes.overrides(config).items():
-            many = isinstance(value, tuple)
-            words += [f"--{name.replace('_', '-')}", *value] if many else [f"--{name.replace('_', '-')}={value}"]
+        base = recipe(config.dataset, config.preset, config.variant, config.seed)
+        for name, value in config:  # those of the machine too, which are no override
+            option = f"--{name.replace('_', '-')}"
+            if value != getattr(base, name):
+                words += [option, *value] if isinstance(value, tuple) else [f"{option}={value}"]
         print(*words)
 
 
 def reproduce(planned: list[Planned], jobs: int, runs_dir: str, data_dir: str) -> None:
     """Run what is missing, make tables, figures and notebooks below ``results/local``, and print your numbers beside
     the published and the reported ones. Raises `LockedError` while another process reproduces into the same folder."""
-    print(describe(planned, at_once(jobs)), flush=True)
+    processes = at_once(jobs)
+    print(describe(planned, processes), flush=True)
     os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")  # with one thread the numbers repeat bit for bit
     preset = planned[0].config.preset
     missing = [(p.config, runs_dir, data_dir) for p in planned if not (p.done and _streamed(p.config, runs_dir))]
@@ -115,10 +118,10 @@ def reproduce(planned: list[Planned], jobs: int, runs_dir: str, data_dir: str) -
 
     with storage.lock(storage.ROOT / LOCAL):
         storage.sweep(storage.ROOT / LOCAL)
-        pool.run_all(train, missing, at_once(jobs), visible_gpus(), done)
+        pool.run_all(train, missing, processes, visible_gpus(), done)
         for p in planned:
             gather(run_folder(p.config, runs_dir) / "run.json", LOCAL, data_dir)
-        render(preset, at_once(jobs), LOCAL, data_dir)
+        render(preset, processes, LOCAL, data_dir)
         yours, published = (records.by_preset(place).get(preset, []) for place in (LOCAL, "results"))
     print(f"\nACC, mean ± standard deviation (number of seeds):\n{tables.comparison(yours, published)}\n")
     print(f"Tables, figures and executed notebooks: {LOCAL}/{{tables,figures,notebooks}}/{preset}")

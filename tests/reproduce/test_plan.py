@@ -55,6 +55,8 @@ def test_settings_that_depart_become_part_of_names_and_commands(root, capsys):
     assert main([*words, "--epochs", "10", "--image-size", "16", "--dry-run"]) == 0
     line = capsys.readouterr().out
     assert line == "train cifar10 --preset laptop --variant cc --seed 3 --image-size=16 --epochs=10\n"
+    assert main([*words, "--device", "cpu", "--dry-run"]) == 0
+    assert capsys.readouterr().out == "train cifar10 --preset laptop --variant cc --seed 3 --device=cpu\n"
     (planned,) = plan.plan("laptop", ["cifar10"], ["cc"], [3], epochs="10", image_size="16")
     assert run_name(planned.config) == "laptop/cifar10/cc-10ep-16px-seed3"
     assert run_name(recipe("cifar10", "laptop", seed="3", epochs=10, image_size=16)) == run_name(planned.config)
