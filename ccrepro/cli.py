@@ -44,7 +44,6 @@ OfImages = settings(
 DataSet = Annotated[str, Parameter(help="Name of the data set.")]
 RunsDir = Annotated[str, Parameter(help="Folder of runs.")]
 DataDir = Annotated[str, Parameter(help="Folder of data sets; else $CCREPRO_DATA, else data/.")]
-Names = tuple[str, ...]
 
 app = App(
     name="ccrepro",
@@ -103,9 +102,7 @@ def train(
     dataset: DataSet,
     /,
     *,
-    max_minutes: Annotated[
-        float, Parameter(help="In place of --epochs: as many as fit into this time, measured first.")
-    ] = 0,
+    max_minutes: Annotated[float, Parameter(help="In place of --epochs: as many as fit, measured first.")] = 0,
     commit: Annotated[str, Parameter(help="Of the code, for the record, where there is no .git.")] = "",
     runs_dir: RunsDir = "runs",
     data_dir: DataDir = "",
@@ -125,8 +122,8 @@ def train(
     with join(choose_device(config.device)) as ranks:
         images = data.sample(data.load(config.dataset, data_dir), config.sample, config.seed)
         if max_minutes:
-            fitting = ranks.share(lambda: rehearsal.epochs_within(config, images, max_minutes, began))
-            config = config.replace(epochs=fitting)
+            epochs = ranks.share(lambda: rehearsal.epochs_within(config, images, max_minutes, began))
+            config = config.replace(epochs=epochs)
         if ranks.rank > 0:
             fit(config, images, ranks=ranks)
             return
@@ -164,9 +161,9 @@ def cluster(
 def reproduce(
     *,
     preset: Annotated[str, Parameter(help=f"One of {', '.join(PRESETS)}.")] = "demo",
-    datasets: Annotated[Names, Parameter(help="Data sets; else all of the preset.")] = (),
-    variants: Annotated[Names, Parameter(help="Variants, listed below; else all that fit.")] = (),
-    seeds: Annotated[Names, Parameter(help="Seeds; else 0 1 2.")] = ("0", "1", "2"),
+    datasets: Annotated[tuple[str, ...], Parameter(help="Data sets; else all of the preset.")] = (),
+    variants: Annotated[tuple[str, ...], Parameter(help="Variants, listed below; else all that fit.")] = (),
+    seeds: Annotated[tuple[str, ...], Parameter(help="Seeds; else 0 1 2.")] = ("0", "1", "2"),
     jobs: Annotated[int, Parameter(help="Runs at once; else one per GPU, or one per core.")] = 0,
     dry_run: Annotated[bool, Parameter(help="Say what would be run, and for how long; print its arguments.")] = False,
     runs_dir: RunsDir = "runs",

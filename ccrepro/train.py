@@ -182,11 +182,12 @@ def learning_rate(config: Config, epoch: int) -> float:
 
 
 def check_finite(state: State) -> None:
-    """Raise `NumericalError` with the first step and term of the epoch that are not finite. The host waits for the
-    device here."""
-    wrong = (~torch.stack(state.steps).isfinite()).nonzero().tolist() if state.steps else []
+    """Raise `NumericalError` with the first step and term that are not finite, among the epoch's last `CHECKED_STEPS`:
+    the earlier ones were looked at before. The host waits for the device here."""
+    recent = state.steps[-CHECKED_STEPS:]
+    wrong = (~torch.stack(recent).isfinite()).nonzero().tolist() if recent else []
     if wrong:
-        number, term = wrong[0]
+        number, term = wrong[0][0] + len(state.steps) - len(recent), wrong[0][1]
         what, value = METRIC_NAMES[term], state.steps[number][term].item()
         where = f"epoch {state.epoch + 1}, step {number + 1}"
         raise NumericalError(f"{what} is {value} in {where}. Lower lr, or raise the temperatures.")

@@ -24,17 +24,17 @@ POSITIVE, NEGATIVE = COLORS[3], COLORS[0]  # pairs. Orange: what attracts; blue:
 
 
 def figure(draw: Callable[..., Figure]) -> Callable[..., Figure | None]:
-    """Give a plotting function the house style, and keep pyplot from showing its figure a second time. Without anything
-    to draw (the first argument is an empty list, or the last one None) the figure is None."""
+    """Give a plotting function the house style, and keep pyplot from showing its figure a second time. There is none
+    where the first argument is an empty list of records, or where the function returns None."""
 
     @functools.wraps(draw)
     def styled(*args: Any, **kwargs: Any) -> Figure | None:
-        if args and (args[-1] is None or (isinstance(args[0], list) and not args[0])):
-            return None
+        empty = args and isinstance(args[0], list) and not args[0]
         with plt.rc_context(STYLE):
-            result = draw(*args, **kwargs)
-            result.canvas.draw()  # lay out while the style holds
-        plt.close(result)
+            result = None if empty else draw(*args, **kwargs)
+            if result is not None:
+                result.canvas.draw()  # lay out while the style holds
+                plt.close(result)
         return result
 
     return styled
@@ -52,16 +52,6 @@ def panels(title: str, rows: int, columns: int, **more: Any) -> tuple[Figure, An
     result, axes = plt.subplots(rows, columns, **more)
     result.suptitle(title)
     return result, axes
-
-
-def grid(title: str, n: int, columns: int, size: tuple[float, float], **more: Any) -> tuple[Figure, Any]:
-    """n axes, each of ``size`` (width, height, in inches), at most so many in a row."""
-    columns = min(columns, n) or 1
-    rows = -(-n // columns) or 1
-    result, axes = panels(title, rows, columns, figsize=np.multiply(size, (columns, rows)), squeeze=False, **more)
-    for axis in axes.flat[n:]:
-        axis.remove()
-    return result, axes.flat[:n]
 
 
 def draw_image(axis: plt.Axes, image: np.ndarray) -> None:

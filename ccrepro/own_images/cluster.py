@@ -102,9 +102,8 @@ def _trained(
     path, side, device = out / "model.safetensors", config.image_size, choose_device(config.device)
     with suppress(CheckpointError):  # absent, or damaged
         saved, known, facts = load_model(path)
-        if (facts.get("images"), facts.get("pretrained")) == (data.sha256, pretrained) and not known.differences(
-            config
-        ):
+        same = (facts.get("images"), facts.get("pretrained")) == (data.sha256, pretrained)
+        if same and not known.differences(config):
             print(f"trained before; remove {path} to train anew", flush=True)
             return saved.to(device)
     network = f"network {config.backbone}{' from ImageNet' if model else ''}"

@@ -12,7 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from ccrepro.data.registry import DATASETS
-from ccrepro.drawing import COLORS, NEGATIVE, POSITIVE, draw_image, figure, grid, image_rows, panels, small_png
+from ccrepro.drawing import COLORS, NEGATIVE, POSITIVE, draw_image, figure, image_rows, panels, small_png
 from ccrepro.reproduce.records import Record, reported
 from ccrepro.reproduce.tables import cells
 from ccrepro.runtime import storage
@@ -113,11 +113,21 @@ def evolution(records: Sequence[Record]) -> Figure:
     record = records[0]
     shown = [at for at in record["evolution"] if "x" in at]
     title = f"{_run_title(record)}: output of the instance head, coloured by cluster"
-    result, axes = grid(title, len(shown), 3, (3.3, 3.4), sharex=True, sharey=True)
+    result, axes = _grid(title, len(shown), 3, (3.3, 3.4), sharex=True, sharey=True)
     for axis, at in zip(axes, shown, strict=True):
         heading = f"epoch {at['epoch']}: NMI {at['scores']['nmi']:.3f}"
         _draw_map(axis, at, "cluster", heading, record["config"]["n_clusters"])
     return result
+
+
+def _grid(title: str, n: int, columns: int, size: tuple[float, float], **more: Any) -> tuple[Figure, Any]:
+    """n axes, each of ``size`` (width, height, in inches), at most so many in a row."""
+    columns = min(columns, n) or 1
+    rows = -(-n // columns) or 1
+    result, axes = panels(title, rows, columns, figsize=np.multiply(size, (columns, rows)), squeeze=False, **more)
+    for axis in axes.flat[n:]:
+        axis.remove()
+    return result, axes.flat[:n]
 
 
 def _draw_map(axis: plt.Axes, points: Mapping[str, Any], by: str, title: str, n: int, names: Sequence = ()) -> None:
@@ -181,12 +191,14 @@ def cosines(records: Sequence[Record]) -> Figure:
 
 
 @figure
-def examples(records: Sequence[Record], kind: str, images: np.ndarray | None) -> Figure:
-    """The first record's examples of one kind. images: uint8 (N, C, S, S), all that the run was made on, or None."""
+def examples(records: Sequence[Record], kind: str, images: np.ndarray | None) -> Figure | None:
+    """The first record's examples of one kind. images: uint8 (N, C, S, S), all of the run's, or None for no figure."""
+    if images is None:
+        return None
     found, names = pd.DataFrame(records[0]["examples"]), records[0]["class_names"]
     right, shown = (found[found.kind == of] for of in ("right", kind))
     matched = {cluster: f"class {names[label]}" for cluster, label in zip(right.cluster, right.label, strict=True)}
-    result, axes = grid("", len(shown), 10, (1.15, 1.62))
+    result, axes = _grid("", len(shown), 10, (1.15, 1.62))
     for axis, example in zip(axes, shown.itertuples(), strict=True):
         draw_image(axis, images[example.image] / 255)
         axis.set_axis_off()

@@ -72,8 +72,6 @@ RULE = (
     "spread. Otherwise it is *above* or *below*. With fewer than two seeds there are *not enough runs*; where the "
     "paper prints no number there is no verdict (–)."
 )
-
-
 KIND = ["dataset", "departs", "variant"]  # what runs have in common that differ in the seed alone
 
 
