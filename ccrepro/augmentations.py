@@ -2,8 +2,9 @@
 
 ``draw`` takes all random numbers, on the CPU; ``apply`` is a deterministic function of images and parameters. Every
 image has its own parameters, and its own order of the four colour operations. Given the same parameters, each operation
-equals torchvision's on that image (float input, antialias on). `ccrepro.runtime.fused_views` has the colour operations
-in another form with the same result, for GPUs and compilers.
+equals torchvision's on that image (float input, antialias on). With ``quantize``, each ends in whole levels of 0 … 255,
+as the authors' operations on PIL's images do. `ccrepro.runtime.fused_views` has the colour operations in another form
+with the same result, for GPUs and compilers.
 
 Letters: N views, C channels (1 or 3), H and W the sides of the image, S the side of the view.
 """
@@ -21,13 +22,16 @@ from torch.nn import functional as F
 
 from ccrepro.config import Config
 from ccrepro.runtime import fused_views, rows
-from ccrepro.runtime.fused_views import BRIGHTNESS, CONTRAST, HUE, SATURATION
+from ccrepro.runtime.fused_views import BRIGHTNESS, CONTRAST, HUE, SATURATION, level_below, nearest_level
+from ccrepro.runtime.ragged import Ragged, sizes_of
 
+OF_CUT = torch.tensor((0, 0, 1, 1))  # turns a box into that of the image's part that it cuts out
 ORDERS = torch.tensor([*itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))], dtype=torch.int8)  # (24, 4)
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height of a crop [code]
 BLUR_KERNEL, BLUR_SIGMA = 23, (0.1, 2.0)  # taps per axis; range of the standard deviation in pixels [code]
 TRIES = 10  # attempts at a crop box that fits, as torchvision makes them
 AT_ONCE = 2**18  # pixels of the views that a CPU makes at once, so that they stay in its cache
+CUT_AT_ONCE = 64  # crops of images of different sizes that are padded to the largest of them
 
 
 @dataclass(frozen=True)
@@ -46,19 +50,20 @@ class Parameters:
     def __getitem__(self, views: slice | Tensor) -> "Parameters":
         return self._each(lambda field: field[views])
 
-    def to(self, device: torch.device) -> "Parameters":
-        return self._each(lambda field: field.to(device))
+    def to(self, device: torch.device, keep_box: bool = False) -> "Parameters":
+        """On a device; without the box where images differ in size, since it is the host that cuts them out."""
+        moved = self._each(lambda field: field.to(device))
+        return dataclasses.replace(moved, box=self.box) if keep_box else moved
 
     def _each(self, function: Callable[[Tensor], Tensor]) -> "Parameters":
         fields = (getattr(self, f.name) for f in dataclasses.fields(self))
         return Parameters(*(None if field is None else function(field) for field in fields))
 
 
-def draw(generator: torch.Generator, sizes: Tensor, shape: tuple[int, int], config: Config) -> Parameters:
+def draw(generator: torch.Generator, sizes: Tensor, config: Config) -> Parameters:
     """Parameters of one view of each image, with the distributions of the authors' code.
 
-    sizes: (N, 2) the images' own heights and widths, in which crops are drawn. shape: height and width they are stored
-    in, which may be squeezed; boxes are given in its pixels. What the settings never do (affine map, blur) is None.
+    sizes: (N, 2) the heights and widths of the images. What the settings never do (affine map, blur) is None.
     """
     n = len(sizes)
 
@@ -72,7 +77,7 @@ def draw(generator: torch.Generator, sizes: Tensor, shape: tuple[int, int], conf
     shift = config.translation * config.image_size
     limits = (config.rotation, shift, shift, config.shear, config.shear)
     return Parameters(
-        box=_draw_box(uniform, sizes.float(), config) * (torch.tensor(shape) / sizes).repeat(1, 2),
+        box=_draw_box(uniform, sizes.float(), config),
         flip=happens(config.flip),
         affine=torch.stack([uniform(-limit, limit) for limit in limits], 1) if any(limits) else None,
         jitter=happens(config.jitter),
@@ -100,55 +105,62 @@ def _draw_box(uniform: Callable[..., Tensor], sizes: Tensor, config: Config) -> 
     return torch.where(fits.any(1, keepdim=True), torch.cat((top, left, h, w), 1), torch.cat(centre, 1))
 
 
-def apply(images: Tensor, parameters: Parameters, size: int, compiled: bool = False) -> Tensor:
-    """Make the views: uint8 images (N, C, H, W) → float (N, C, S, S) in [0, 1], S = ``size``.
+def apply(
+    images: Tensor | Ragged, parameters: Parameters, size: int, quantize: bool = False, compiled: bool = False
+) -> Tensor:
+    """Make the views: N uint8 images → float (N, C, S, S) in [0, 1], S = ``size``.
 
     Order as in the authors' code: crop, flip, (affine map,) colour jitter, greyscale, blur. ``compiled`` lets
-    `torch.compile` fuse all but the blur: half a minute once per shape of batch, then several times as fast.
+    `torch.compile` fuse the colour operations: half a minute once per shape of batch, then several times as fast.
     """
-    fused = compiled or images.is_cuda
+    fused = compiled or images.device.type == "cuda"
     few = len(images) if fused else max(1, AT_ONCE // size**2)
     if len(images) > few:
         starts = range(0, len(images), few)
-        return torch.cat([apply(images[i : i + few], parameters[i : i + few], size) for i in starts])
-    x = (_compiled_sharp() if compiled else sharp)(images, parameters, size, fused)
-    return x if parameters.sigma is None else gaussian_blur(x, parameters.sigma)
-
-
-def sharp(images: Tensor, parameters: Parameters, size: int, fused: bool) -> Tensor:
-    """The views before their blur: uint8 (N, C, H, W) → float (N, C, S, S) in [0, 1]."""
-    x = resized_crop(_floats(images), parameters.box, parameters.flip, size)
+        return torch.cat([apply(images[i : i + few], parameters[i : i + few], size, quantize) for i in starts])
+    x = resized_crop(images, parameters.box, parameters.flip, size, quantize)
     if parameters.affine is not None:
-        x = affine(x, parameters.affine)
+        x = _rounded(affine(x, parameters.affine), quantize)
     if fused:
         drawn = (parameters.jitter, parameters.factors, parameters.order, parameters.grayscale)
-        return fused_views.color_jitter(x, *drawn)
-    return color_jitter(x, parameters)
+        x = (_compiled_jitter() if compiled else fused_views.color_jitter)(x, *drawn, quantize)
+    else:
+        x = color_jitter(x, parameters, quantize)
+    return x if parameters.sigma is None else _rounded(gaussian_blur(x, parameters.sigma), quantize)
 
 
 @functools.cache
-def _compiled_sharp() -> Callable[..., Tensor]:
-    return torch.compile(sharp, dynamic=False)
+def _compiled_jitter() -> Callable[..., Tensor]:
+    return torch.compile(fused_views.color_jitter, dynamic=False)
 
 
-def eval_view(images: Tensor, size: int) -> Tensor:
-    """The images as they are scored: uint8 (N, C, H, W) → float (N, C, S, S), resized without keeping the aspect."""
-    n, _, height, width = images.shape
-    zero = torch.zeros(n, device=images.device)
-    box = torch.stack((zero, zero, zero + height, zero + width), 1)
-    return resized_crop(_floats(images), box, zero.bool(), size)
+def eval_view(images: Tensor | Ragged, size: int, quantize: bool = False) -> Tensor:
+    """The images as they are scored: N uint8 images → float (N, C, S, S), resized without keeping the aspect."""
+    sizes = torch.from_numpy(sizes_of(images)).float()
+    box = torch.cat((torch.zeros_like(sizes), sizes), 1)
+    return resized_crop(images, box, torch.zeros(len(box), dtype=torch.bool), size, quantize)
 
 
-def _floats(images: Tensor) -> Tensor:
-    """uint8 (N, C, H, W) → floats in [0, 1] of the same shape, stored as (N, W, C, H), which `resized_crop` reads."""
-    return images.permute(0, 3, 1, 2).contiguous().float().div_(255).permute(0, 2, 3, 1)
+def resized_crop(images: Tensor | Ragged, box: Tensor, flip: Tensor, size: int, quantize: bool = False) -> Tensor:
+    """Crop, resize (bilinear, antialiased) and flip: N uint8 images → float (N, C, S, S) in [0, 1].
 
-
-def resized_crop(x: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Crop, resize (bilinear, antialiased) and flip, columns first: float (N, C, H, W) → (N, C, S, S)."""
-    top, left, height, width = box.unbind(1)
-    x = rows.resize(x.mT, left, width, size, flip).mT
-    return rows.resize(x, top, height, size)
+    box: (N, 4) in whole pixels, on the CPU where images differ in size.
+    """
+    if (
+        quantize and images.device.type == "cpu"
+    ):  # image by image, in bytes: PIL's own arithmetic, and four times as fast
+        parts = zip(images, box.int().tolist(), strict=True)
+        cut = (image[None, :, top : top + height, left : left + width] for image, (top, left, height, width) in parts)
+        views = torch.cat([F.interpolate(part, (size, size), mode="bilinear", antialias=True) for part in cut])
+        return torch.where(flip.view(-1, 1, 1, 1), views.flip(3), views).float().div_(255)
+    if isinstance(images, Ragged):
+        parts = [slice(i, i + CUT_AT_ONCE) for i in range(0, len(images), CUT_AT_ONCE)]
+        cut = (resized_crop(images[p].cut(box[p]), box[p] * OF_CUT, flip[p], size, quantize) for p in parts)
+        return torch.cat([*cut])
+    top, left, height, width = box.to(images.device, non_blocking=True).unbind(1)
+    x = images.permute(0, 3, 1, 2).contiguous().float().div_(255).permute(0, 2, 3, 1)  # columns first: they are resized
+    x = _rounded(rows.resize(x.mT, left, width, size, flip.to(images.device, non_blocking=True)).mT, quantize)
+    return _rounded(rows.resize(x, top, height, size), quantize)
 
 
 def affine(x: Tensor, parameters: Tensor) -> Tensor:
@@ -164,7 +176,7 @@ def affine(x: Tensor, parameters: Tensor) -> Tensor:
     return F.grid_sample(x, grid, padding_mode="zeros", align_corners=False)
 
 
-def color_jitter(x: Tensor, parameters: Parameters) -> Tensor:
+def color_jitter(x: Tensor, parameters: Parameters, quantize: bool = False) -> Tensor:
     """Brightness, contrast, saturation, hue in each image's own order, then greyscale: float (N, C, S, S) → the same.
 
     Saturation and hue leave an image of one channel as it is, as in torchvision.
@@ -176,28 +188,36 @@ def color_jitter(x: Tensor, parameters: Parameters) -> Tensor:
             chosen = (parameters.jitter & (parameters.order[:, position] == number)).nonzero()[:, 0]
             if len(chosen):
                 factor = parameters.factors[chosen, number].view(-1, 1, 1, 1)
-                x.index_copy_(0, chosen, operation(x.index_select(0, chosen), factor))
+                x.index_copy_(0, chosen, operation(x.index_select(0, chosen), factor, quantize))
     gray = parameters.grayscale.nonzero()[:, 0]
-    x[gray] = luminance(x[gray])
+    x[gray] = _rounded(luminance(x[gray]), quantize)
     return x
 
 
-def brightness(x: Tensor, factor: Tensor) -> Tensor:
-    return (x * factor).clamp_(0, 1)
+def brightness(x: Tensor, factor: Tensor, quantize: bool = False) -> Tensor:
+    return _cut((x * factor).clamp_(0, 1), quantize)
 
 
-def contrast(x: Tensor, factor: Tensor) -> Tensor:
+def contrast(x: Tensor, factor: Tensor, quantize: bool = False) -> Tensor:
     mean = luminance(x).mean((1, 2, 3), keepdim=True)
-    return (x * factor).add_((1 - factor) * mean).clamp_(0, 1)
+    return _cut((x * factor).add_((1 - factor) * mean).clamp_(0, 1), quantize)
 
 
-def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    return torch.lerp(luminance(x), x, factor).clamp_(0, 1)
+def saturation(x: Tensor, factor: Tensor, quantize: bool = False) -> Tensor:
+    return _cut(torch.lerp(luminance(x), x, factor).clamp_(0, 1), quantize)
 
 
-def hue(x: Tensor, shift: Tensor) -> Tensor:
+def hue(x: Tensor, shift: Tensor, quantize: bool = False) -> Tensor:
     """Turn the hue by ``shift`` turns with value and chroma kept: float (N, 3, S, S), (N, 1, 1, 1) → (N, 3, S, S)."""
-    return torch.stack(fused_views.turn_hue(x.unbind(1), shift[:, 0]), 1)
+    return torch.stack(fused_views.turn_hue(x.unbind(1), shift[:, 0], quantize), 1)
+
+
+def _rounded(x: Tensor, quantize: bool) -> Tensor:
+    return nearest_level(x) if quantize else x
+
+
+def _cut(x: Tensor, quantize: bool) -> Tensor:
+    return level_below(x) if quantize else x  # as PIL's blend does
 
 
 def luminance(x: Tensor) -> Tensor:

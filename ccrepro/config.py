@@ -95,6 +95,11 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ConfigError(f"image_size is {self.image_size}, but {self.backbone} needs at least 9 pixels.")
 
     @property
+    def quantize(self) -> bool:
+        """Whether each operation on a view ends in whole levels of 0 … 255, as PIL's do [code]: in ``paper`` alone."""
+        return self.preset == "paper"
+
+    @property
     def map_side(self) -> int:
         """Side of the first feature maps, in pixels."""
         return self.image_size // (4 if self.stem == "imagenet" else 1)

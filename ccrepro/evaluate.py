@@ -15,6 +15,7 @@ from ccrepro.config import Config
 from ccrepro.data import ImageSet, as_tensor
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.runtime.ragged import Ragged, channels_of, sizes_of
 
 PIXELS = 2**23  # values of pixels that are made floats at once in evaluation: 55 images of 224 pixels in colour
 
@@ -40,10 +41,13 @@ def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel |
     The full method and the cluster head alone take the largest assignment, image by image (§3.4); the instance head
     alone needs k-means on its output (Table 4); a baseline works on the pixels.
     """
+    images = as_tensor(data.images)
     if config.baseline:
-        pixels = data.images.reshape(len(data.images), -1).astype(np.float32) / 255
+        if isinstance(images, Ragged):  # a baseline needs as many pixels of each
+            images = torch.cat([eval_view(images[i : i + 1], config.image_size) for i in range(len(images))]) * 255
+        pixels = images.reshape(len(images), -1).numpy().astype(np.float32) / 255
         return Clustering(BASELINES[config.baseline](pixels, config.n_clusters, config.seed), pixels)
-    z, p = embed(model, as_tensor(data.images), config.image_size)
+    z, p = embed(model, images, config)
     if config.heads == "instance":
         return Clustering(kmeans(z, config.n_clusters, config.seed), z)
     first, second = torch.from_numpy(p).topk(2).values.numpy().T
@@ -52,15 +56,17 @@ def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel |
 
 @torch.inference_mode()
 def embed(
-    model: ContrastiveClusteringModel, images: Tensor, size: int, batch_size: int = 500
+    model: ContrastiveClusteringModel, images: Tensor | Ragged, config: Config, batch_size: int = 500
 ) -> tuple[np.ndarray, np.ndarray]:
-    """z (N, D) and p (N, K) of unaugmented images: uint8 (N, C, H, W), resized to ``size``; float32 arrays.
+    """z (N, D) and p (N, K) of unaugmented images: N uint8 ones, resized as the settings say; float32 arrays.
 
     At most ``batch_size`` images and `PIXELS` are at work at once.
     """
     model.eval()
-    device, at_once = next(model.parameters()).device, max(1, min(batch_size, PIXELS // images[0].numel()))
-    parts = [model(eval_view(batch.to(device), size)) for batch in images.split(at_once)]
+    largest = channels_of(images) * int(sizes_of(images).prod(1).max())
+    device, at_once = next(model.parameters()).device, max(1, min(batch_size, PIXELS // largest))
+    batches = (images[i : i + at_once].to(device) for i in range(0, len(images), at_once))
+    parts = [model(eval_view(batch, config.image_size, config.quantize)) for batch in batches]
     z, p = (torch.cat(outputs).cpu().numpy() for outputs in zip(*parts, strict=True))
     return z, p
 

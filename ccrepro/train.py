@@ -33,6 +33,7 @@ from ccrepro.loss import cluster_loss, instance_loss, mean_entropy, pair_cosines
 from ccrepro.model import ContrastiveClusteringModel, build
 from ccrepro.recipes import check_fits
 from ccrepro.runtime.device import choose_compile, choose_device, choose_precision
+from ccrepro.runtime.ragged import Ragged
 
 Epoch = dict[str, float]  # epoch (from 1), the means of METRIC_NAMES over its steps, seconds
 
@@ -80,7 +81,7 @@ def start(config: Config, data: ImageSet, model: ContrastiveClusteringModel | No
     """
     check_fits(config, len(data.images), data.name)
     if model is None:
-        model = build(config, data.images.shape[1])
+        model = build(config, data.channels)
         fit_input(model, config, data.images)
     config = resolve(config)
     model = model.to(config.device, memory_format=torch.channels_last)
@@ -200,7 +201,7 @@ def close_epoch(state: State) -> None:
     state.epoch, state.steps, state.seconds = state.epoch + 1, [], 0.0
 
 
-def fit_input(model: ContrastiveClusteringModel, config: Config, images: np.ndarray) -> None:
+def fit_input(model: ContrastiveClusteringModel, config: Config, images: np.ndarray | Ragged) -> None:
     """Set what the model takes from the images before training: the channels' statistics and the whitening."""
     if config.normalize:
         mean, deviation = map(torch.from_numpy, channel_statistics(images))
@@ -209,4 +210,5 @@ def fit_input(model: ContrastiveClusteringModel, config: Config, images: np.ndar
     if isinstance(model.backbone, FastNetwork):
         n = min(len(images), max(1, WHITENED_PIXELS // config.image_size**2))
         rows = np.linspace(0, len(images) - 1, n).astype(int)
-        model.backbone.whiten(model.standardize(eval_view(as_tensor(images[rows]), config.image_size)))
+        views = eval_view(as_tensor(images[rows]), config.image_size, config.quantize)
+        model.backbone.whiten(model.standardize(views))

@@ -42,8 +42,8 @@ def patterns(generator):
     labels = torch.arange(96) % 3
     noise = 0.15 * torch.randn(96, 1, 8, 8, generator=generator)
     images = ((0.1 + 0.7 * kinds[labels][:, None] + noise).clamp(0, 1) * 255).byte()
-    sizes, names = np.full((96, 2), 8), ("rows", "columns", "disc")
-    return ImageSet("digits", images.numpy(), sizes, labels.numpy().astype(np.int64), names, "made here")
+    names = ("rows", "columns", "disc")
+    return ImageSet("digits", images.numpy(), labels.numpy().astype(np.int64), names, "made here")
 
 
 @pytest.fixture

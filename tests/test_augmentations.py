@@ -1,5 +1,6 @@
 import dataclasses
 
+import numpy as np
 import pytest
 import reference
 import torch
@@ -9,7 +10,9 @@ from torchvision import transforms as T
 from torchvision.transforms import functional as TF
 
 from ccrepro import augmentations as A
+from ccrepro.data import as_tensor
 from ccrepro.recipes import recipe
+from ccrepro.runtime.ragged import stacked
 
 CLOSE = {"rtol": 0, "atol": 5e-6}  # in units of [0, 1]: rounding of float32 in another order of additions
 OFF = {"flip": 0, "jitter": 0, "grayscale": 0, "blur": 0, "crop_scale": (1, 1)}  # on square images
@@ -28,7 +31,16 @@ def by_torchvision(images, parameters, size):
 
 
 def draw(generator, n, height, width, config):
-    return A.draw(generator, torch.tensor([[height, width]]).expand(n, 2), (height, width), config)
+    return A.draw(generator, torch.tensor([[height, width]]).expand(n, 2), config)
+
+
+def noise(height, width):
+    """An image uint8 (3, height, width) with detail of all sizes."""
+    rng, image = np.random.default_rng(height), np.zeros((3, height, width))
+    for size in (2, 7, 30, height):
+        coarse = torch.from_numpy(rng.uniform(0, 64, (1, 3, size, size)))
+        image += torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")[0].numpy()
+    return image.astype(np.uint8)
 
 
 def per_image(values):
@@ -44,7 +56,7 @@ def square(photos):
 def test_resized_crop_equals_torchvision(photos, size):
     box = torch.tensor([[0, 0, 20, 26], [3, 5, 10, 9], [1, 2, 19, 4], [7, 1, 5, 23], [19, 25, 1, 1], [2, 2, 16, 16]])
     flip = torch.tensor([0, 1, 0, 1, 1, 0]).bool()
-    ours = A.resized_crop(photos / 255, box.float(), flip, size)
+    ours = A.resized_crop(photos, box.float(), flip, size)
 
     def theirs(i, image):
         view = TF.resized_crop(image / 255, *box[i].tolist(), [size, size], antialias=True)
@@ -53,16 +65,27 @@ def test_resized_crop_equals_torchvision(photos, size):
     assert_close(ours, one_by_one(photos, theirs), **CLOSE)
 
 
-def test_crops_off_the_grid_are_finite_and_in_place():
-    """An image that was squeezed has boxes at fractions of its pixels; the tiniest ones lie inside a pixel."""
-    ramp = torch.arange(12.0).expand(1, 3, 12, 12) / 12
-    starts, lengths = torch.meshgrid(torch.linspace(0, 11, 67), torch.tensor([0.3, 0.75, 1.0, 3.75]), indexing="ij")
-    box = torch.stack([starts, starts, lengths, lengths], -1).reshape(-1, 4)
-    box = box[(box[:, 0] + box[:, 2]) <= 12]
-    views = A.resized_crop(ramp.expand(len(box), -1, -1, -1), box, torch.zeros(len(box)).bool(), 12)
-    assert views.isfinite().all()
-    middle = box[:, 1] + box[:, 3] / 2 - 0.5
-    assert_close(views.mean((1, 2, 3)) * 12, middle, atol=0.5, rtol=0)
+@pytest.mark.parametrize("share", [(0.08, 0.2), (0.2, 0.5), (0.5, 1.0)])
+def test_crops_of_own_pixels_are_those_of_pil(generator, share):
+    """Images of different sizes, each cropped in its own geometry, as PIL crops and resizes the file."""
+    images = [noise(*size) for size in ((375, 500), (640, 427), (90, 60), (33, 200))]
+    sizes = torch.tensor([image.shape[1:] for image in images])
+    crops = A.draw(generator, sizes, imagenet(crop_scale=share, jitter=0, grayscale=0, blur=0))
+    ours = A.apply(as_tensor(stacked(images)), crops, 64, quantize=True)
+    pils = [TF.to_pil_image(torch.from_numpy(image)) for image in images]
+    theirs = one_by_one(pils, lambda i, image: TF.to_tensor(reference.augment(image, crops, i, 64)))
+    assert_close(ours, theirs, rtol=0, atol=1.01 / 255)
+    unrounded = A.apply(as_tensor(stacked(images)), crops, 64)
+    assert_close(unrounded, theirs, rtol=0, atol=1.01 / 255)  # PIL rounds after the columns, and after the rows
+
+
+def test_images_of_different_sizes_are_scored_as_pil_resizes_them():
+    images = [noise(30, 41), noise(12, 12), noise(90, 20)]
+    theirs = [TF.resize(TF.to_pil_image(torch.from_numpy(image)), [16, 16]) for image in images]
+    apart = 255 * A.eval_view(as_tensor(stacked(images)), 16, quantize=True)
+    apart -= 255 * torch.stack([*map(TF.to_tensor, theirs)])
+    assert apart.abs().max() < 1.01
+    assert (apart.abs() > 0.5).float().mean() < 0.1
 
 
 def test_eval_view_resizes_like_torchvision(photos, square):
@@ -124,20 +147,31 @@ def test_whole_pipeline_of_digits_equals_torchvision(digits, generator):
     assert_close(A.apply(images, parameters, 8), by_torchvision(images, parameters, 8), **CLOSE)
 
 
-def test_no_further_from_the_pil_pipeline_than_torchvisions_own_float_path(photos, generator):
-    """PIL rounds to 8 bits after each operation; torchvision's functionals on tensors do not, and nor do we."""
-    images = photos.repeat(16, 1, 1, 1)
-    parameters = draw(generator, len(images), 20, 26, recipe("cifar10", "paper", image_size=32))
+@pytest.mark.parametrize("name", ["brightness", "contrast", "saturation", "hue"])
+def test_quantized_colour_operation_is_that_of_pil(square, generator, name):
+    factors = torch.rand(6, generator=generator)
+    factors = factors - 0.5 if name == "hue" else 0.2 + 1.6 * factors
+    theirs = getattr(TF, f"adjust_{name}")
+    pil = one_by_one(square, lambda i, v: TF.to_tensor(theirs(TF.to_pil_image(v), factors[i].item())))
+    ours = getattr(A, name)(square / 255, per_image(factors), quantize=True)
+    apart = 255 * (ours - pil).abs()
+    assert (apart < 1.01).float().mean() > 0.998  # of some hues, PIL's own rounding falls to the other side
+    assert (apart > 0.5).float().mean() < (0.01 if name in ("brightness", "hue") else 0.2)
+    assert_close(ours * 255, (ours * 255).round(), rtol=0, atol=1e-4)
 
-    def authors(i, image):
-        return TF.to_tensor(reference.augment(TF.to_pil_image(image), parameters, i, 32))
 
-    pil = one_by_one(images, authors)
-    theirs = (by_torchvision(images, parameters, 32) - pil).abs()
-    ours = (A.apply(images, parameters, 32) - pil).abs()
-    assert 1e-3 < theirs.max() < 0.1
-    assert ours.max() <= theirs.max() + 5e-6
-    assert ours.mean() <= theirs.mean() + 5e-6
+def test_quantized_pipeline_has_the_brightness_and_the_detail_of_pil(photos, generator):
+    """Rounded after each operation, as PIL does; without that, views are brighter and smoother."""
+    images = photos.repeat(32, 1, 1, 1)
+    parameters = draw(generator, len(images), 20, 26, recipe("cifar10", "paper", image_size=96))
+    pil = [reference.augment(TF.to_pil_image(image), parameters, i, 96) for i, image in enumerate(images)]
+    pil = torch.stack([*map(TF.to_tensor, pil)])
+    rounded, smooth = (A.apply(images, parameters, 96, quantize) for quantize in (True, False))
+    brighter = [255 * (views - pil).mean().item() for views in (rounded, smooth)]
+    assert abs(brighter[0]) < 0.15 < 0.7 < brighter[1]
+    detail = [views.diff(n=2, dim=3).square().mean() for views in (rounded, smooth, pil)]
+    assert detail[0] / detail[2] == pytest.approx(1, abs=0.02)
+    assert detail[1] / detail[2] < 0.99
 
 
 def test_without_augmentation_a_view_is_the_image(square, generator):
@@ -209,18 +243,12 @@ class TestDistributions:
         theirs = T.RandomResizedCrop.get_params(torch.empty(3, *size), (1, 1), (3 / 4, 4 / 3))
         assert_close(boxes, torch.tensor([theirs], dtype=torch.float32).expand(5, 4))
 
-    def test_crops_of_squeezed_images_are_drawn_in_their_own_geometry(self):
-        own = torch.tensor([[32, 48], [400, 300], [64, 640]]).repeat(500, 1)
-
-        def boxes_in(shape):
-            return A.draw(torch.Generator().manual_seed(3), own, shape, imagenet()).box
-
-        boxes = boxes_in((256, 256))
-        for kind, size in enumerate(own[:3]):
-            scale = (256 / size).repeat(2)
-            unsqueezed = boxes_in(tuple(size.tolist()))[kind::3]
-            assert_close(boxes[kind::3] / scale, unsqueezed, rtol=1e-6, atol=1e-4)
-            assert (boxes[kind::3, :2] + boxes[kind::3, 2:] <= 256 + 1e-3).all()
+    def test_crops_lie_in_their_own_image(self):
+        sizes = torch.tensor([[32, 48], [400, 300], [64, 640]]).repeat(500, 1)
+        boxes = A.draw(torch.Generator().manual_seed(3), sizes, imagenet()).box
+        assert (boxes[:, :2] >= 0).all()
+        assert (boxes[:, :2] + boxes[:, 2:] <= sizes).all()
+        assert_close(boxes, boxes.round())
 
     def test_colour_factors(self, drawn):
         torch.manual_seed(0)

@@ -38,7 +38,7 @@ def untimed(state):
 @pytest.fixture
 def views(patterns, tiny):
     """Both views of the first batch."""
-    return next(batches.pairs(torch.from_numpy(patterns.images), torch.from_numpy(patterns.sizes), tiny, epoch=0))
+    return next(batches.pairs(torch.from_numpy(patterns.images), tiny, epoch=0))
 
 
 def test_the_loop_of_the_docstring_runs():
@@ -167,8 +167,8 @@ def test_a_channel_without_contrast_is_not_divided_by_zero(generator):
     mean, deviation = channel_statistics(images)
     assert deviation[[0, 2]].tolist() == [1, 1]
     assert mean[2] == pytest.approx(77 / 255)
-    data = ImageSet("green", images, np.full((24, 2), 8), None, (), "made here")
-    config = own_recipe(3, 24, images.shape[1:], pretrained=False, epochs=1)
+    data = ImageSet("green", images, None, (), "made here")
+    config = own_recipe(3, 24, 8, pretrained=False, epochs=1)
     assert np.isfinite(trained(config, data).history[-1]["loss"])
 
 
@@ -180,7 +180,7 @@ def test_a_compiled_step_is_one_graph_and_the_same(tiny, patterns, backbone, sid
     In double precision: gradients are sums of many terms, which a compiler may add up in another order.
     """
     tiny = tiny.replace(backbone=backbone, image_size=side)
-    views = next(batches.pairs(torch.from_numpy(patterns.images), torch.from_numpy(patterns.sizes), tiny, epoch=0))
+    views = next(batches.pairs(torch.from_numpy(patterns.images), tiny, epoch=0))
     views, model = [view.double() for view in views], build(tiny, 1).train().double()
     compiled = torch.compile(train.losses, backend=backend, fullgraph=True)
     found = []
@@ -215,7 +215,7 @@ def test_no_step_makes_the_host_wait_for_a_gpu(dataset, preset):
     channels = 1 if dataset == "digits" else 3
     generator, sizes = torch.Generator().manual_seed(0), torch.full((8, 2), 40)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        drawn = [augmentations.draw(generator, sizes, (40, 40), config).to(torch.device("cuda")) for _ in "ab"]
+        drawn = [augmentations.draw(generator, sizes, config).to(torch.device("cuda")) for _ in "ab"]
         with torch.device("cuda"):
             model, images = build(config, channels).train(), torch.empty(8, channels, 40, 40, dtype=torch.uint8)
         with Waits() as waits:

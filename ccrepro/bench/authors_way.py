@@ -17,12 +17,13 @@ from torchvision import transforms
 
 from ccrepro.augmentations import BLUR_KERNEL, BLUR_SIGMA, CROP_RATIO
 from ccrepro.config import Config
+from ccrepro.runtime.ragged import Ragged
 
 
 class Views(torch.utils.data.Dataset):
     """Two random views of each image, float (3, S, S) each, through torchvision's transforms of PIL images."""
 
-    def __init__(self, images: Tensor, config: Config):
+    def __init__(self, images: Tensor | Ragged, config: Config):
         self.images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
         strengths = (config.brightness, config.contrast, config.saturation, config.hue)
         steps = [

@@ -24,21 +24,27 @@ from torch.nn import functional as F
 from ccrepro import augmentations, batches, loss, train
 from ccrepro.bench import authors_way
 from ccrepro.config import Config
-from ccrepro.data import ImageSet
+from ccrepro.data import ImageSet, as_tensor
 from ccrepro.errors import unknown
 from ccrepro.model import build
 from ccrepro.recipes import recipe
 from ccrepro.runs.record import git_commit, hardware, versions
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
+from ccrepro.runtime.ragged import sizes_of, stacked
 
 Rounds = Annotated[int, Parameter(validator=Number(gte=1))]
 Way = Callable[[], Any]  # one call of what is timed
 Row = dict[str, Any]  # what: text, seconds: {way: {median, iqr}}, and for a loss peak_bytes: {way: number}
 
-# As in the paper for its data sets, and CIFAR natively: data set, side of the source, of the view, batch, compiled.
-SIDES = (("cifar10", 32, 32, 256), ("cifar10", 32, 224, 32), ("imagenet10", 256, 224, 16))
-VIEWS = [(*sides, compiled) for sides in SIDES for compiled in (False, True)]
+# As in the paper for its data sets, and CIFAR natively: data set, heights and widths of the images, side of the views,
+# how many, compiled.
+KINDS = (
+    ("cifar10", [(32, 32)], 32, 256),
+    ("cifar10", [(32, 32)], 224, 32),
+    ("imagenet10", [(375, 500), (500, 333)], 224, 16),
+)
+VIEWS = [(*kind, compiled) for kind in KINDS for compiled in (False, True)]
 LOSSES = [("instance", n, 128) for n in (64, 256, 1024, 4096)]  # which of them, N, D or K
 LOSSES += [("cluster", n, k) for n, k in ((256, 10), (256, 20), (256, 200), (256, 1000), (4096, 10), (4096, 200))]
 STEPS = (  # backbone, stem, side of the views, images per step on a CPU and on a GPU
@@ -149,19 +155,23 @@ def peak_bytes(way: Way, device: torch.device) -> int:
     return max(itertools.accumulate((e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())), initial=0))
 
 
-def views(device: torch.device, rounds: int, dataset: str, source: int, side: int, n: int, compiled: bool) -> Row:
+def views(
+    device: torch.device, rounds: int, dataset: str, shapes: list[tuple[int, int]], side: int, n: int, compiled: bool
+) -> Row:
     """One view of each image of a batch, drawing included; the authors' way runs on the CPU in any case."""
-    config = recipe(dataset, "paper", image_size=side)
-    images = torch.randint(256, (n, 3, source, source), dtype=torch.uint8)  # what they show takes no time
-    theirs, resident, sizes = authors_way.Views(images, config), images.to(device), torch.full((n, 2), source)
-    generator = torch.Generator()
+    config, generator, rng = recipe(dataset, "paper", image_size=side), torch.Generator(), np.random.default_rng(0)
+    # What they show takes no time.
+    images = as_tensor(
+        stacked([rng.integers(256, size=(3, *shapes[i % len(shapes)]), dtype=np.uint8) for i in range(n)])
+    )
+    theirs, resident, sizes = authors_way.Views(images, config), images.to(device), torch.from_numpy(sizes_of(images))
 
     def ours() -> Tensor:
-        drawn = augmentations.draw(generator, sizes, (source, source), config).to(device)
-        return augmentations.apply(resident, drawn, side, compiled)
+        drawn = augmentations.draw(generator, sizes, config).to(device)
+        return augmentations.apply(resident, drawn, side, config.quantize, compiled)
 
     seconds = interleaved({"authors": lambda: [*map(theirs.transform, theirs.images)], "ours": ours}, rounds, device)
-    kind = ", blur" * bool(config.blur) + ", compiled" * compiled
+    kind, source = ", blur" * bool(config.blur) + ", compiled" * compiled, "×".join(map(str, dict.fromkeys(shapes[0])))
     return {"what": f"{n} views, {source} to {side} px{kind}", "seconds": seconds}
 
 
@@ -194,7 +204,7 @@ def step(device: torch.device, rounds: int, backbone: str, stem: str, side: int,
 def image_set(config: Config, n_batches: int) -> ImageSet:
     n, side = n_batches * config.batch_size, config.image_size
     images = np.random.default_rng(0).integers(0, 256, (n, 3, side, side), np.uint8)
-    return ImageSet("noise", images, np.full((n, 2), side), None, (), "")
+    return ImageSet("noise", images, None, (), "")
 
 
 def our_step(config: Config) -> Way:

@@ -1,4 +1,4 @@
-"""Name of a data set → `ImageSet`: all its images as one uint8 array, with labels for scoring only."""
+"""Name of a data set → `ImageSet`: all its images as uint8 pixels, with labels for scoring only."""
 
 import dataclasses
 import hashlib
@@ -17,14 +17,18 @@ from ccrepro.data.readers import digits
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import DataError, unknown
 from ccrepro.runtime import storage
+from ccrepro.runtime.ragged import Ragged, channels_of
 
 if TYPE_CHECKING:
     import torch
 
 
-def as_tensor(images: np.ndarray) -> "torch.Tensor":
-    """The images as a torch tensor on the same memory, which must not be written to."""
+def as_tensor(images: np.ndarray | Ragged) -> "torch.Tensor | Ragged":
+    """The images as a torch tensor on the same memory, which must not be written to; `Ragged` ones with such pixels."""
     import torch  # late: data sets can be listed and packed without it
+
+    if isinstance(images, Ragged):
+        return Ragged(as_tensor(images.pixels), images.starts, images.sizes, images.channels)
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable")
@@ -44,7 +48,7 @@ def load(name: str, root: str | Path | None = None) -> ImageSet:
     if name == "digits":
         images, labels, class_names, _ = digits()
         digest = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
-        return ImageSet(name, images, np.full((len(images), 2), images.shape[2:]), labels, tuple(class_names), digest)
+        return ImageSet(name, images, labels, tuple(class_names), digest)
     if name not in DATASETS:
         raise unknown("data set", name, DATASETS)
     root, facts = data_root(root), DATASETS[name]
@@ -52,7 +56,7 @@ def load(name: str, root: str | Path | None = None) -> ImageSet:
     data = cache.read(place, _source(name, root))
     if data is None:  # if several processes come here at once, one packs and the others wait for it
         with storage.lock(place.with_name(f"{name}.lock"), wait=True):
-            if facts.archive and not _source(name, root):
+            if facts.archive and not (root / facts.folder).exists():  # what is there is never replaced
                 from ccrepro.data import download  # late: imports the network's libraries
 
                 download.fetch(name, root)
@@ -72,25 +76,29 @@ def sample(data: ImageSet, n: int, seed: int) -> ImageSet:
         return data
     rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:n])
     labels = None if data.labels is None else data.labels[rows]
-    return dataclasses.replace(data, images=data.images[rows], sizes=data.sizes[rows], labels=labels)
+    return dataclasses.replace(data, images=data.images[rows], labels=labels)
 
 
-def channel_statistics(images: np.ndarray, at_once: int = 2**20) -> tuple[np.ndarray, np.ndarray]:
+def channel_statistics(images: np.ndarray | Ragged, at_once: int = 2**20) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel's pixels in [0, 1]: uint8 (N, C, H, W) → (C,), (C,), exact for any N.
 
     The deviation of a channel in which all pixels are equal is 1: there is nothing to scale. at_once: pixels that are
-    counted at a time; numpy makes 8 bytes of each.
+    counted at a time; numpy makes 8 bytes of each. `Ragged` images are counted one by one.
     """
-    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
-    for part in np.array_split(images, math.ceil(len(images) * math.prod(images.shape[2:]) / at_once)):
+    counts = np.zeros((channels_of(images), 256), dtype=np.int64)
+    if isinstance(images, Ragged):
+        parts = (image[None] for image in images)
+    else:
+        parts = np.array_split(images, math.ceil(len(images) * math.prod(images.shape[2:]) / at_once))
+    for part in parts:
         counts += [np.bincount(part[:, channel].ravel(), minlength=256) for channel in range(len(counts))]
     share, value = counts / counts.sum(1, keepdims=True), np.arange(256) / 255
     mean, constant = share @ value, share.max(1) == 1
     return mean, np.sqrt(np.where(constant, 1, share @ value**2 - mean**2))
 
 
-def at_hand(records: list[dict[str, Any]], root: str | Path | None = None) -> np.ndarray | None:
-    """The images of the first record's run, uint8 (N, C, S, S); None without it, or if they are not here."""
+def at_hand(records: list[dict[str, Any]], root: str | Path | None = None) -> np.ndarray | Ragged | None:
+    """The images of the first record's run, as in `ImageSet`; None without it, or if they are not here."""
     for record in records[:1]:
         name, root = record["dataset"], data_root(root)
         if name == "digits" or (root / "packed" / name).exists() or _source(name, root):
@@ -136,8 +144,7 @@ def command(
 
         download.from_imagenet(name, Path(imagenet), data_root(data_dir))
     data = load(name, data_dir)
-    shape = data.images.shape
-    print(f"{shape[0]:,} images of {shape[1:]}, {len(data.class_names)} classes: {data.sha256}")
+    print(f"{data}; {len(data.class_names)} classes; {data.sha256}")
 
 
 def _state(name: str, root: Path) -> str:

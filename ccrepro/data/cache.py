@@ -1,8 +1,9 @@
 """Decode a data set once into a folder that is mapped into memory from then on.
 
-A packed folder holds ``images.npy``, ``sizes.npy``, perhaps ``labels.npy`` and ``unlabeled.npy``, and, where bad files
-were left out, ``rows.npy``: the places of the others among the source's paths. ``index.json``, written last, has the
-class names, what the folder was made from, and the SHA-256 of each array. Images are never in memory all at once.
+A packed folder holds ``images.npy``; or, of image files, each of which keeps its own size, ``pixels.npy`` and
+``sizes.npy``. It may hold ``labels.npy``, ``unlabeled.npy`` and, where bad files were left out, ``rows.npy``: the
+places of the others among the source's paths. ``index.json``, written last, has the class names, what the folder was
+made from, and the SHA-256 of each array. Images are never in memory all at once.
 """
 
 import hashlib
@@ -10,48 +11,66 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from itertools import repeat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm.std import tqdm
 
-from ccrepro.data.images import BadImage, decode
+from ccrepro.data.images import BadImage, decode, size_of
 from ccrepro.data.readers import Bundle, Files
 from ccrepro.errors import DataError
+from ccrepro.runtime.ragged import Ragged, channels_of, joined, sizes_of, starts_of
 from ccrepro.runtime.signals import end_with_parent
 from ccrepro.runtime.storage import atomic_write
 
-VERSION = 2
+VERSION = 3
 CHUNK = 256  # files that a process takes at once
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """A data set of N images of C channels (1 or 3) in squares of S pixels.
+    """A data set of N images of C channels (1 or 3).
 
-    images: uint8 (N, C, S, S), mapped from disk if the set is packed. sizes: int64 (N, 2), the height and width of each
-    image before it was squeezed to a square. labels: int64 (N,), never read in training; None for a folder without
-    classes. class_names: one per label value. sha256: of all of these. unlabeled: uint8 (M, C, S, S), or None.
+    images: uint8 (N, C, S, S), or `Ragged` where sizes differ; mapped from disk if the set is packed. labels: int64
+    (N,), never read in training; None for a folder without classes. class_names: one per label value. sha256: of all of
+    these. unlabeled: uint8 (M, C, S, S), or None. reduced: how many images were too large to keep all their pixels.
     """
 
     name: str
-    images: np.ndarray
-    sizes: np.ndarray
+    images: np.ndarray | Ragged
     labels: np.ndarray | None
     class_names: tuple[str, ...]
     sha256: str
     unlabeled: np.ndarray | None = None
+    reduced: int = 0
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return channels_of(self.images)
+
+    def __str__(self) -> str:
+        """How many images of which sizes."""
+        sizes = sizes_of(self.images)
+        sizes = sizes[np.argsort(sizes.prod(1), kind="stable")[[0, -1]]]
+        small, large = (f"{height}×{width}" for height, width in sizes)
+        span = f"of {small} pixels" if small == large else f"of {small} to {large} pixels"
+        reduced = f", {self.reduced:,} of them reduced" if self.reduced else ""
+        return f"{len(self.images):,} images {span}{reduced}"
 
 
 def fingerprint(source: Bundle | Files) -> str | None:
     """SHA-256 of what a packed folder is made from: names, lengths and times of its files. None if one is missing."""
     about = [VERSION]
     if isinstance(source, Files):
-        about += [source.side, list(source.class_names), None if source.labels is None else source.labels.tolist()]
+        about += [source.longest, list(source.class_names), None if source.labels is None else source.labels.tolist()]
     try:
         status = [(p.parent.name, p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.paths]
     except OSError:
@@ -69,9 +88,11 @@ def read(folder: Path, made_from: str | None = None) -> ImageSet | None:
             return None
     except (OSError, ValueError, KeyError):
         return None
-    arrays = {name: np.load(folder / name, mmap_mode="r") for name in index["sha256"]}
-    parts = {name: arrays.get(f"{name}.npy") for name in ("images", "sizes", "labels", "unlabeled")}
-    return ImageSet(folder.name, **parts, class_names=tuple(index["class_names"]), sha256=index["digest"])
+    arrays = {Path(name).stem: np.load(folder / name, mmap_mode="r") for name in index["sha256"]}
+    images = joined(arrays["pixels"], arrays["sizes"]) if "pixels" in arrays else arrays["images"]
+    parts = {name: arrays.get(name) for name in ("labels", "unlabeled")}
+    about = {"class_names": tuple(index["class_names"]), "sha256": index["digest"], "reduced": index["reduced"]}
+    return ImageSet(folder.name, images, **parts, **about)
 
 
 def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> ImageSet:
@@ -81,20 +102,21 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Image
     scratch.mkdir(parents=True)
     if isinstance(source, Files):
         arrays, class_names = _decoded(scratch, source, skip_bad), source.class_names
+        sizes, reduced = arrays["sizes"], arrays.pop("reduced")
     else:
         images, labels, class_names, unlabeled = source.read()
-        sizes = np.full((len(images), 2), images.shape[2:])
-        arrays = {"images": images, "unlabeled": unlabeled, "sizes": sizes, "labels": labels}
+        arrays, sizes, reduced = {"images": images, "unlabeled": unlabeled, "labels": labels}, sizes_of(images), 0
     for name, array in arrays.items():
         if array is not None:
             np.save(scratch / f"{name}.npy", array)
     hashes = {path.name: _sha256(path) for path in sorted(scratch.glob("*.npy"))}
-    of_images = {name: hashes[name] for name in ("images.npy", "unlabeled.npy") if name in hashes}
-    about = [of_images, *(None if arrays[name] is None else arrays[name].tolist() for name in ("labels", "sizes"))]
+    of_images = {name: hashes[name] for name in ("images.npy", "pixels.npy", "unlabeled.npy") if name in hashes}
+    about = [of_images, None if arrays["labels"] is None else arrays["labels"].tolist(), sizes.tolist()]
     index = {
         "version": VERSION,
         "made_from": fingerprint(source),
         "class_names": list(class_names),
+        "reduced": reduced,
         "sha256": hashes,
         "digest": hashlib.sha256(json.dumps(about).encode()).hexdigest(),  # of the data set; the records hold it
     }
@@ -104,51 +126,63 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Image
     return read(folder)
 
 
-def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, np.ndarray | None]:
-    """Decode all files into ``images.npy``; returns the other arrays. Raises `DataError` as `write` does, and where all
-    files are bad."""
-    sizes = _decode_all(scratch / "images.npy", source)
-    bad = [row for row, size in enumerate(sizes) if isinstance(size, str)]
+def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, Any]:
+    """Decode all files into ``pixels.npy``; returns the other arrays, and how many images were ``reduced``. Raises
+    `DataError` as `write` does, where all files are bad, and where the disk has too little space."""
+    found = _on_all_cores("measuring", size_of, source.paths, repeat(source.longest))
+    rows = [row for row, size in enumerate(found) if not isinstance(size, BadImage)]
+    sizes = np.array([found[row][:2] for row in rows], dtype=np.int64).reshape(-1, 2)
+    _make_room(scratch / "pixels.npy", 3 * int(sizes.prod(1).sum()))
+    into, paths = partial(_decode_into, scratch / "pixels.npy", source.longest), [source.paths[row] for row in rows]
+    for row, error in zip(rows, _on_all_cores("packing", into, paths, starts_of(sizes), sizes), strict=True):
+        found[row] = error or found[row]
+    bad = [row for row, size in enumerate(found) if isinstance(size, BadImage)]
     for row in bad:
-        print(f"bad image: {source.paths[row]}: {sizes[row]}", file=sys.stderr)
+        print(f"bad image: {source.paths[row]}: {found[row]}", file=sys.stderr)
     if not bad:
-        return {"sizes": np.array(sizes), "labels": source.labels}
-    if not skip_bad or len(bad) == len(sizes):
-        what = f"{len(bad)} of {len(sizes)} images are bad, listed above"
+        return {"sizes": sizes, "labels": source.labels, "reduced": sum(reduced for *_, reduced in found)}
+    if not skip_bad or len(bad) == len(found):
+        what = f"{len(bad)} of {len(found)} images are bad, listed above"
         raise DataError(f"{what}. Remove them, or leave them out with --skip-bad.")
-    print(f"{len(bad)} bad images are left out, {len(sizes) - len(bad)} remain", file=sys.stderr)
-    rows = np.setdiff1d(np.arange(len(sizes)), bad)
+    print(f"{len(bad)} bad images are left out, {len(found) - len(bad)} remain", file=sys.stderr)
+    rows = np.setdiff1d(np.arange(len(found)), bad)
     labels = None if source.labels is None else source.labels[rows]
     good = source._replace(paths=[source.paths[row] for row in rows], labels=labels)
     return {**_decoded(scratch, good, skip_bad=False), "rows": rows}
 
 
-def _decode_all(images: Path, source: Files) -> list[tuple[int, int] | str]:
-    """Decode all files on every core into one array; returns the (height, width) of each, or what is wrong with it.
-
-    Raises `DataError` where the disk has too little space, and where a process is killed.
-    """
-    n, side, free = len(source.paths), source.side, shutil.disk_usage(images.parent).free
-    if free < (needed := n * 3 * side**2):
-        what = f"{images.parent.parent} has {free / 1e9:.1f} GB free, but the images take {needed / 1e9:.1f} GB"
+def _make_room(pixels: Path, needed: int) -> None:
+    """Make the file of so many bytes. Raises `DataError` where the disk has too little space."""
+    free = shutil.disk_usage(pixels.parent).free
+    if free < needed:
+        what = f"{pixels.parent.parent} has {free / 1e9:.1f} GB free, but the images take {needed / 1e9:.1f} GB"
         raise DataError(f"{what}. Free some space, or choose another --data-dir.")
-    np.lib.format.open_memmap(images, "w+", np.uint8, (n, 3, side, side))
+    np.lib.format.open_memmap(pixels, "w+", np.uint8, (needed,))
+
+
+def _on_all_cores(name: str, function: Callable[..., Any], paths: Sequence[Path], *each: Iterable[Any]) -> list[Any]:
+    """The function of each path and its other arguments, or the `BadImage` that it raised. Raises `DataError` where a
+    process is killed."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None  # ours, on a shared machine
     try:
         with ProcessPoolExecutor(cores, initializer=end_with_parent) as pool:
-            sizes = pool.map(_decode_into, repeat(images), repeat(side), range(n), source.paths, chunksize=CHUNK)
-            return list(tqdm(sizes, "packing", n, unit=" images", mininterval=1, disable=n <= CHUNK))
+            found = pool.map(partial(_or_error, function), paths, *each, chunksize=CHUNK)
+            return [*tqdm(found, name, len(paths), unit=" images", mininterval=1, disable=len(paths) <= CHUNK)]
     except BrokenProcessPool:
         raise DataError("A process that decodes was killed, perhaps for want of memory. Run it again.") from None
 
 
-def _decode_into(images: Path, side: int, row: int, path: Path) -> tuple[int, int] | str:
-    """Decode a file into its row; returns its (height, width), or what is wrong with it."""
+def _or_error(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        np.load(images, mmap_mode="r+")[row], size = decode(path, side)
+        return function(*arguments)
     except BadImage as error:
-        return str(error)
-    return size
+        return error
+
+
+def _decode_into(pixels: Path, longest: int, path: Path, start: int, size: np.ndarray) -> None:
+    """Decode a file of this (height, width) into its place."""
+    image = decode(path, longest)
+    np.load(pixels, mmap_mode="r+")[start : start + image.size].reshape(image.shape)[:] = image
 
 
 def _sha256(path: Path) -> str:

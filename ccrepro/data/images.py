@@ -1,12 +1,15 @@
-"""Image files: find them in a folder, and decode one to a uint8 square, as a person would see it."""
+"""Image files: find them in a folder, and decode one to uint8 pixels, as a person would see it."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000  # a larger image is refused as a decompression bomb
+LONGEST = 640  # pixels of the longer side, to which larger images are reduced
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
 
 
@@ -14,14 +17,34 @@ class BadImage(Exception):
     """A file that cannot be read as an image. Its text is the reason."""
 
 
-def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
-    """An image file, `as_seen` → uint8 (3, side, side), squeezed to a square, and the image's own (height, width).
-    Raises `BadImage`."""
+def decode(path: str | Path, longest: int = LONGEST) -> np.ndarray:
+    """An image file, `as_seen` → uint8 (3, H, W), antialiased where its longer side is reduced to ``longest``. Raises
+    `BadImage`."""
+    with _opened(path) as image:
+        upright = as_seen(image)
+        if upright.size != (size := _reduced(upright.size, longest)):
+            upright = upright.resize(size, Image.Resampling.BILINEAR)
+        return np.asarray(upright).transpose(2, 0, 1)
+
+
+def size_of(path: str | Path, longest: int = LONGEST) -> tuple[int, int, bool]:
+    """The height and width that `decode` makes, and whether it reduces them; from the header alone, unless the image is
+    to be turned. Raises `BadImage`."""
+    with _opened(path) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        own = ImageOps.exif_transpose(image).size if turned else image.size
+        width, height = _reduced(own, longest)
+        return height, width, (width, height) != own
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """The file, opened. Raises `BadImage` for whatever is wrong with it, here or in the block."""
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")
-            upright = as_seen(image)
+            yield image
     except UnidentifiedImageError:
         raise BadImage("not an image" if os.path.getsize(path) else "empty file") from None
     except Image.DecompressionBombError as error:  # Pillow's own limit is higher than ours
@@ -30,9 +53,12 @@ def decode(path: str | Path, side: int) -> tuple[np.ndarray, tuple[int, int]]:
         if isinstance(error, OSError) and error.errno:  # the file system's, not Pillow's
             raise BadImage(f"cannot be read: {error.strerror}") from None
         raise BadImage(f"damaged: {' '.join(str(error).split())}") from None
-    size = (upright.height, upright.width)
-    square = upright if size == (side, side) else upright.resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(square).transpose(2, 0, 1), size
+
+
+def _reduced(size: tuple[int, int], longest: int) -> tuple[int, int]:
+    """Both sides in proportion, so that neither exceeds ``longest``."""
+    share = min(1, longest / max(size))
+    return tuple(max(1, round(share * side)) for side in size)
 
 
 def as_seen(image: Image.Image) -> Image.Image:
@@ -50,12 +76,12 @@ def as_seen(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read(path: str | Path, side: int) -> np.ndarray | BadImage:
-    """An image file → uint8 (3, S, S), or what is wrong with it."""
+def read(path: str | Path, longest: int = LONGEST) -> np.ndarray | BadImage:
+    """An image file → uint8 (3, H, W) as `decode` makes it, or what is wrong with it."""
     if not isinstance(path, str | os.PathLike):  # a gap in a table
         return BadImage("no path")
     try:
-        return decode(path, side)[0] if os.path.isfile(path) else BadImage("no such file")
+        return decode(path, longest) if os.path.isfile(path) else BadImage("no such file")
     except BadImage as error:
         return error
 

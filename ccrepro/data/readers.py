@@ -1,6 +1,6 @@
 """Readers: what there is of a data set below the data root, as files to decode or as arrays.
 
-Letters: N images, C channels, S side of the packed square.
+Letters: N images, C channels, S side of the images.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ccrepro.data.images import image_files
+from ccrepro.data.images import LONGEST, image_files
 from ccrepro.data.synsets import CIFAR100_SUPERCLASS, CIFAR100_SUPERCLASS_NAMES
 from ccrepro.errors import DataError
 
@@ -31,12 +31,12 @@ class Bundle(NamedTuple):
 
 
 class Files(NamedTuple):
-    """Image files to decode, their labels (or None), and the side of the squares they become."""
+    """Image files to decode, their labels (or None), and the length to which longer sides are reduced."""
 
     paths: list[Path]
     labels: np.ndarray | None
     class_names: Sequence[str]
-    side: int
+    longest: int = LONGEST
 
 
 def digits() -> Arrays:
@@ -97,7 +97,7 @@ def _torchvision(kind: str, root: Path, **split: object) -> Any:
         raise DataError(f"{what}. Remove the folder, and it is fetched again.") from error
 
 
-def synsets(folder: str, names: dict[str, str], side: int, per_class: int = 0) -> Callable[[Path], Files]:
+def synsets(folder: str, names: dict[str, str], per_class: int = 0) -> Callable[[Path], Files]:
     """A reader of class folders that are named by synset, in ``folder`` or in its ``train``."""
 
     def found(root: Path) -> Files:
@@ -108,20 +108,25 @@ def synsets(folder: str, names: dict[str, str], side: int, per_class: int = 0) -
             counts = ", ".join(f"{s} ({names[s]}): {n or 'missing'}" for s, n in wrong.items())
             each = f"{per_class:,} images" if per_class else "images"
             raise DataError(f"Wrong class folders in {base}: {counts}. Put {len(names)} there, with {each} in each.")
-        return _listed(paths, list(names.values()), side)
+        return _listed(paths, list(names.values()))
 
     return found
 
 
-def tiny_imagenet(root: Path) -> Files:
-    """The training part: 200 class folders of 500 images, ``train/<wnid>/images``."""
-    base = root / "tiny-imagenet-200" / "train"
-    paths = {p.name: image_files(p / "images") for p in sorted(base.glob("n*"))}
-    if not paths:
-        raise DataError(f"{base} does not hold the class folders of Tiny-ImageNet. Unpack tiny-imagenet-200.zip there.")
-    return _listed(paths, list(paths), 64)
+def tiny_imagenet(root: Path, classes: int = 200, per_class: int = 500) -> Files:
+    """The training part: ``train/<wnid>/images``, or flattened by others to ``train/<wnid>`` or ``<wnid>``."""
+    folder = root / "tiny-imagenet-200"
+    base = folder / "train" if (folder / "train").is_dir() else folder
+    paths = {p.name: image_files(p / "images") or image_files(p) for p in sorted(base.glob("n[0-9]*/"))}
+    wrong = [f"{wnid}: {len(p) or 'none'}" for wnid, p in paths.items() if len(p) != per_class]
+    if wrong or len(paths) != classes:
+        holds = f"{base} holds {len(paths) - len(wrong) or 'none'}"
+        few = "; ".join([holds, *wrong[:3]] + [f"{len(wrong) - 3} more"] * (len(wrong) > 3))
+        what = f"Of {classes} class folders with {per_class} images each, {few}"
+        raise DataError(f"{what}. Remove {folder}, and it is fetched again.")
+    return _listed(paths, list(paths))
 
 
-def _listed(paths: dict[str, list[Path]], class_names: list[str], side: int) -> Files:
+def _listed(paths: dict[str, list[Path]], class_names: list[str]) -> Files:
     labels = np.repeat(np.arange(len(paths)), [len(p) for p in paths.values()])
-    return Files([path for some in paths.values() for path in some], labels.astype(np.int64), class_names, side)
+    return Files([path for some in paths.values() for path in some], labels.astype(np.int64), class_names)

@@ -65,11 +65,11 @@ DATASETS = {
     ),
     "imagenet10": DataSet(
         "ImageNet-10", 13_000, 10, "train", IMAGENET_TERMS, "imagenet-10",
-        readers.synsets("imagenet-10", IMAGENET10, 256, per_class=1300), synsets=IMAGENET10,
+        readers.synsets("imagenet-10", IMAGENET10, per_class=1300), synsets=IMAGENET10,
     ),
     "imagenet-dogs": DataSet(
         "ImageNet-Dogs", 19_500, 15, "train", IMAGENET_TERMS, "imagenet-dogs",
-        readers.synsets("imagenet-dogs", IMAGENET_DOGS, 256, per_class=1300), synsets=IMAGENET_DOGS,
+        readers.synsets("imagenet-dogs", IMAGENET_DOGS, per_class=1300), synsets=IMAGENET_DOGS,
     ),
     "tiny-imagenet": DataSet(
         "Tiny-ImageNet", 100_000, 200, "train", "as ImageNet's", "tiny-imagenet-200", readers.tiny_imagenet,
@@ -78,12 +78,12 @@ DATASETS = {
     # Free stand-ins for the two ImageNet subsets, of other classes: never shown under the paper's names.
     "imagenette": DataSet(
         "Imagenette (stand-in)", 9_469, 10, "train", FAST_AI_TERMS, "imagenette2",
-        readers.synsets("imagenette2", IMAGENETTE, 256),
+        readers.synsets("imagenette2", IMAGENETTE),
         Archive(f"{FAST_AI}/imagenette2.tgz", "md5:fe2fc210e6bb7c5664d602c3cd71e612", "1.6 GB"),
     ),
     "imagewoof": DataSet(
         "Imagewoof (stand-in)", 9_025, 10, "train", FAST_AI_TERMS, "imagewoof2",
-        readers.synsets("imagewoof2", IMAGEWOOF, 256),
+        readers.synsets("imagewoof2", IMAGEWOOF),
         Archive(f"{FAST_AI}/imagewoof2.tgz", "md5:9aafe18bcdb1632c4249a76c458465ba", "1.3 GB"),
     ),
 }  # fmt: skip

@@ -55,13 +55,13 @@ def panels(title: str, rows: int, columns: int, **more: Any) -> tuple[Figure, An
 
 
 def draw_image(axis: plt.Axes, image: np.ndarray) -> None:
-    """Show a float (C, S, S) image in [0, 1] without ticks."""
+    """Show a float (C, H, W) image in [0, 1] without ticks."""
     axis.imshow(image.transpose(1, 2, 0).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     axis.set(xticks=[], yticks=[])
 
 
 def image_rows(title: str, rows: Sequence[tuple[str, Sequence[np.ndarray]]], n: int, size: float) -> tuple[Figure, Any]:
-    """At most n float (C, S, S) images in each row, ``size`` inches wide, with the row's name on the left."""
+    """At most n float (C, H, W) images in each row, ``size`` inches wide, with the row's name on the left."""
     result, axes = panels(title, len(rows), n, figsize=(size * n + 1.2, size * len(rows) + 0.5), squeeze=False)
     for row, (name, images) in zip(axes, rows, strict=True):
         for axis, image in zip(row, images, strict=False):

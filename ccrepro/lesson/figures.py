@@ -23,7 +23,7 @@ NAMES = dict(zip(OFF, ("resized crop", "flip", "colour jitter", "greyscale", "bl
 def _views(images: Tensor, config: Config, n: int) -> np.ndarray:
     """n views of the first image: uint8 (1, C, H, W) → float (n, C, S, S)."""
     sizes = torch.tensor(images.shape[2:]).expand(n, 2)
-    drawn = augmentations.draw(torch.Generator().manual_seed(0), sizes, tuple(images.shape[2:]), config)
+    drawn = augmentations.draw(torch.Generator().manual_seed(0), sizes, config)
     return augmentations.apply(images.expand(n, -1, -1, -1), drawn, config.image_size).numpy()
 
 

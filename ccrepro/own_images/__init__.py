@@ -2,20 +2,28 @@
 
 from typing import Any
 
+import numpy as np
+
 from ccrepro.config import Config
 from ccrepro.errors import ConfigError
 from ccrepro.recipes import FAST, OWN, check_fits, recipe
+from ccrepro.runtime.ragged import Ragged, sizes_of
 
 
-def own_recipe(n_clusters: int, n_images: int, shape: tuple[int, int, int], pretrained: bool, **chosen: Any) -> Config:
-    """The settings for N images of ``shape`` (C, H, W). What the caller has ``chosen`` stays.
+def usual_side(images: np.ndarray | Ragged) -> int:
+    """The median of the shorter sides."""
+    return int(np.median(sizes_of(images).min(1)))
+
+
+def own_recipe(n_clusters: int, n_images: int, side: int, pretrained: bool, **chosen: Any) -> Config:
+    """The settings for N images whose shorter side is ``side`` pixels. What the caller has ``chosen`` stays.
 
     Images of up to 64 pixels keep their size and get the 3×3 stem. Larger ones, and all with a pretrained backbone, are
     resized to 128 pixels and get ImageNet's stem. A batch is an eighth of the images, but at least 32 and at most 256;
     the learning rate is proportional to it. Raises `ConfigError` as `recipe` does, and without a cluster head to train.
     """
     recipe(OWN, OWN, n_clusters=n_clusters, **chosen)  # tells a mistake before the numbers are used
-    side, batch = min(shape[1:]), chosen.get("batch_size") or max(2, min(n_images, max(32, min(256, n_images // 8))))
+    batch = chosen.get("batch_size") or max(2, min(n_images, max(32, min(256, n_images // 8))))
     native = side <= 64 and not pretrained
     settings: dict[str, Any] = {"batch_size": batch, "lr": FAST["lr"] * int(batch) / FAST["batch_size"]}
     settings |= {"image_size": max(4, side) if native else 128, "stem": "cifar" if native else "imagenet"}

@@ -1,6 +1,6 @@
 """A folder of your own images → clusters to look through: a CSV, a gallery, and the model.
 
-Letters: N images, S side of the square they are kept at, K clusters.
+Letters: N images, K clusters.
 """
 
 import json
@@ -21,7 +21,7 @@ from ccrepro.data.readers import Files
 from ccrepro.errors import CheckpointError, ConfigError
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.own_images import gallery, inputs, own_recipe
+from ccrepro.own_images import gallery, inputs, own_recipe, usual_side
 from ccrepro.own_images.estimator import view_agreement
 from ccrepro.own_images.pretrained import start
 from ccrepro.runs import resume, streaming
@@ -32,7 +32,7 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
 
 FEW = 1_000  # with fewer images, training from scratch is likely to lose against a pretrained start
-OF_EARLIER = ("training/lock", "packed.partial/images.npy", "packed/index.json")  # `run` leaves one, or more
+OF_EARLIER = ("training/lock", "packed.partial", "packed/index.json")  # `run` leaves one, or more
 
 
 class Collection(NamedTuple):
@@ -63,7 +63,7 @@ def read(folder: str | Path, packed: Path, skip_bad: bool = False) -> Collection
     folder = Path(folder)
     base = folder.parent if folder.is_file() else folder
     paths = inputs.look_through(folder)
-    source, kept = Files(paths, *_classes(paths, base), inputs.usual_side(paths)), packed / "rows.npy"
+    source, kept = Files(paths, *_classes(paths, base), inputs.LONGEST), packed / "rows.npy"
     known = cache.read(packed, cache.fingerprint(source)) if skip_bad or not kept.exists() else None
     data = known or cache.write(packed, source, skip_bad)
     if kept.exists():
@@ -84,12 +84,12 @@ def cluster(collection: Collection, n_clusters: int, out: Path, pretrained: str 
     """Train on a collection and cluster it. A training that was stopped goes on from its checkpoints in ``out``; one
     that was saved there is not repeated. pretrained: as `pretrained.start` takes it. settings: of `Config`."""
     images, model, before = collection.data.images, None, None
-    config = own_recipe(n_clusters, len(images), images.shape[1:], bool(pretrained), **settings)
+    config = own_recipe(n_clusters, len(images), usual_side(images), bool(pretrained), **settings)
     if pretrained:
-        model = start(config, images.shape[1], pretrained).to(choose_device(config.device))
-        before = streaming.outputs(model, images, config.image_size).h
+        model = start(config, collection.data.channels, pretrained).to(choose_device(config.device))
+        before = streaming.outputs(model, images, config).h
     model = _trained(collection.data, config, pretrained, model, out)
-    found = streaming.outputs(model, images, config.image_size)
+    found = streaming.outputs(model, images, config)
     again = kmeans(found.z if before is None else before, config.n_clusters, config.seed)
     agreement = view_agreement(model, config, images)
     return Clusters(config, pretrained, model, found.p.argmax(1), found.p.max(1), again, agreement)
@@ -137,7 +137,7 @@ def save(collection: Collection, found: Clusters, out: Path) -> str:
     storage.atomic_write(out / "summary.json", json.dumps(facts, indent=1) + "\n")
     named = each.assign(path=pd.Series(collection.paths, dtype=object))  # not all need be UTF-8
     gallery.write(out, collection.folder, data, named, found.agreement)
-    about = {"side": data.images.shape[2], "images": data.sha256, "pretrained": found.pretrained}
+    about = {"images": data.sha256, "pretrained": found.pretrained}
     save_model(found.model, found.config, out / "model.safetensors", **about)
     shutil.rmtree(out / "training", ignore_errors=True)
     return _described(facts)
@@ -166,8 +166,7 @@ def run(
     check_out(folder, out)
     with storage.lock(out / "training"):
         collection = read(folder, out / "packed", skip_bad)
-        n, _, side, _ = collection.data.images.shape
-        print(f"{n:,} images, kept at {side}×{side} pixels", flush=True)
+        print(collection.data, flush=True)
         found = cluster(collection, n_clusters, out, pretrained, **settings)
         said = save(collection, found, out)
     print(f"{said}\n-> {out / 'clusters.csv'}, {out / 'index.html'}")

@@ -20,11 +20,12 @@ from ccrepro.config import Config
 from ccrepro.data import ImageSet, as_tensor
 from ccrepro.errors import ConfigError, ImageError
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.own_images import inputs, own_recipe, pretrained
+from ccrepro.own_images import inputs, own_recipe, pretrained, usual_side
 from ccrepro.recipes import OWN, overrides
 from ccrepro.runs import resume, streaming
 from ccrepro.runs.weights import load_model, save_model
 from ccrepro.runtime.device import choose_device
+from ccrepro.runtime.ragged import Ragged, channels_of, sizes_of
 
 VIEWS_SEED = 1  # of the two views that `view_agreement` compares
 ELSEWHERE = ("dataset", "preset", "n_clusters", "seed")  # not allowed in `settings`
@@ -43,7 +44,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     n_clusters : K, 2 or more.
     epochs, batch_size, image_size, backbone, flip : settings of `ccrepro.config.Config`; None chooses by the number
         of images and their size (`own_recipe`). Use ``flip=0`` where a mirrored image means something else.
-    pretrained : "imagenet", or the path of a file with torchvision's weights: the backbone's start.
+    pretrained : "imagenet", or the path of a file with torchvision's names of weights: the backbone's start.
     settings : a dict of other settings of `Config`.
     image_shape : of flat rows: (H, W) or (C, H, W).
     value_range : the values of black and white; None is (0, 1).
@@ -108,7 +109,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
             self.state_ = train.start(self.config_, data, model)
             self.state_.history = list(getattr(self, "history_", []))
             self.state_.epoch = len(self.state_.history)
-        streaming.learn(self.state_, data.images, data.sizes)
+        streaming.learn(self.state_, data.images)
         self.history_ = self.state_.history
         return self._finish(self.state_.model, data)
 
@@ -134,8 +135,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         """Write the fitted model to one safetensors file, which `load` and ``ccrepro predict`` take."""
         check_is_fitted(self, "model_")
         parameters = {name: getattr(self, name) for name in ("image_shape", "value_range", "verbose")}
-        facts = {"side": self.side_, "pretrained": self.pretrained or ""}
-        return save_model(self.model_, self.config_, path, **facts, parameters=parameters)
+        return save_model(self.model_, self.config_, path, pretrained=self.pretrained or "", parameters=parameters)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -147,7 +147,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         own = overrides(config) if config.dataset == OWN else {}
         parameters["settings"] = {name: value for name, value in own.items() if name not in parameters}
         self = cls(**parameters, pretrained=facts.get("pretrained") or None, random_state=config.seed)
-        self.model_, self.config_, self.side_ = model.to(choose_device(config.device)), config, facts.get("side")
+        self.model_, self.config_ = model.to(choose_device(config.device)), config
         return self
 
     @property
@@ -171,15 +171,15 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = int(check_random_state(seed).randint(2**31 - 1))
-        shape = data.images.shape[1:]
-        self.config_ = own_recipe(self.n_clusters, len(data.images), shape, bool(self.pretrained), **chosen, seed=seed)
+        about = (len(data.images), usual_side(data.images), bool(self.pretrained))
+        self.config_ = own_recipe(self.n_clusters, *about, **chosen, seed=seed)
         for name in ("model_", "state_", "history_", "labels_"):
             self.__dict__.pop(name, None)
-        return pretrained.start(self.config_, shape[0], self.pretrained) if self.pretrained else None
+        return pretrained.start(self.config_, data.channels, self.pretrained) if self.pretrained else None
 
     def _finish(self, model: ContrastiveClusteringModel, data: ImageSet) -> Self:
         self.model_, self.n_iter_ = model.eval(), len(self.history_)
-        self.labels_ = streaming.outputs(model, data.images, self.config_.image_size).p.argmax(1)
+        self.labels_ = streaming.outputs(model, data.images, self.config_).p.argmax(1)
         return self
 
     def _printed(self, epoch: train.Epoch, model: ContrastiveClusteringModel) -> None:
@@ -188,41 +188,39 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
 
     def _outputs(self, X: ArrayLike) -> streaming.Outputs:
         images = self._images(X)
-        return streaming.outputs(self.model_, images, self.config_.image_size)
+        return streaming.outputs(self.model_, images, self.config_)
 
     def _as_set(self, X: ArrayLike, reset: bool) -> ImageSet:
-        images = self._images(X, reset)
-        return ImageSet("X", images, np.full((len(images), 2), images.shape[2:]), None, (), "")
+        return ImageSet("X", self._images(X, reset), None, (), "")
 
-    def _images(self, X: ArrayLike, reset: bool = False) -> np.ndarray:
-        """X as uint8 (N, C, H, W), with the channels of the model. ``reset``: X is to be fitted; it keeps its channels,
+    def _images(self, X: ArrayLike, reset: bool = False) -> np.ndarray | Ragged:
+        """X as N uint8 images, with the channels of the model. ``reset``: X is to be fitted; it keeps its channels,
         but a pretrained backbone needs colour."""
         if not reset:
             check_is_fitted(self, "model_")
         x = inputs.unwrapped(X)
-        if reset:
-            self.side_ = inputs.usual_side(x) if inputs.is_paths(x) else None
         if inputs.is_paths(x):
-            images = inputs.from_paths(x, self.side_ or self.config_.image_size)
+            images = inputs.from_paths(x)
         else:
             if x.ndim <= 2 and self.image_shape is not None:
                 x = validate_data(self, x, reset=reset, dtype="numeric", ensure_all_finite=False)
                 x = inputs.fold(x, self.image_shape)
             images = inputs.from_array(np.asarray(x), self.value_range)
-        channels = images.shape[1] if reset else self.model_.channels
+        channels = channels_of(images) if reset else self.model_.channels
         return streaming.in_channels(images, 3 if reset and self.pretrained else channels)
 
 
 @torch.inference_mode()
-def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np.ndarray) -> float:
-    """The adjusted mutual information between the clusters of two augmented views of uint8 (N, C, H, W) images: 1 if
-    every pair agrees, 0 by chance or if all is one cluster. Models of the same settings see the same views."""
-    generator, shape, device = epoch_generator(VIEWS_SEED, 0), images.shape[2:], next(model.parameters()).device
-    sizes, clusters = torch.tensor([shape] * len(images)), []
+def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np.ndarray | Ragged) -> float:
+    """The adjusted mutual information between the clusters of two augmented views of N uint8 images: 1 if every pair
+    agrees, 0 by chance or if all is one cluster. Models of the same settings see the same views."""
+    generator, images, device = epoch_generator(VIEWS_SEED, 0), as_tensor(images), next(model.parameters()).device
+    sizes, clusters = torch.from_numpy(sizes_of(images)), []
     for _ in range(2):
-        drawn, parts = augmentations.draw(generator, sizes, shape, config), []
+        drawn, parts = augmentations.draw(generator, sizes, config), []
         for i in range(0, len(images), 256):
-            views = augmentations.apply(as_tensor(images[i : i + 256]), drawn[i : i + 256], config.image_size)
+            some = slice(i, i + 256)
+            views = augmentations.apply(images[some], drawn[some], config.image_size, config.quantize)
             parts.append(model(views.to(device))[1].argmax(1))
         clusters.append(torch.cat(parts).cpu())
     return float(adjusted_mutual_info_score(*clusters)) if len(torch.cat(clusters).unique()) > 1 else 0.0

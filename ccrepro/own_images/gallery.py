@@ -8,7 +8,7 @@ from pathlib import Path
 import jinja2
 import numpy as np
 import pandas as pd
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ccrepro.data import ImageSet
 from ccrepro.runtime import storage
@@ -21,8 +21,8 @@ def write(out: Path, folder: Path, data: ImageSet, table: pd.DataFrame, agreemen
     cluster and confidence of each image."""
     shutil.rmtree(out / "thumbs", ignore_errors=True)  # of earlier clusters
     (out / "thumbs").mkdir()
-    for row, (image, size) in enumerate(zip(data.images, data.sizes, strict=True)):
-        middle_square(image, size, THUMB).save(out / "thumbs" / f"{row:06d}.jpg", quality=85)
+    for row, image in enumerate(data.images):
+        middle_square(image, THUMB).save(out / "thumbs" / f"{row:06d}.jpg", quality=85)
     base = os.path.relpath(folder.resolve(), out.resolve())
     urls = [urllib.parse.quote(os.fsencode(os.path.join(base, path))) for path in table.path]
     images = table.assign(url=urls, path=[*map(storage.readable, table.path)], row=[f"{i:06d}" for i in table.index])
@@ -33,10 +33,7 @@ def write(out: Path, folder: Path, data: ImageSet, table: pd.DataFrame, agreemen
     return storage.atomic_write(out / "index.html", page)
 
 
-def middle_square(image: np.ndarray, size: np.ndarray, side: int) -> Image.Image:
-    """The middle square of an image whose own (height, width) is ``size``, from the (3, S, S) it was squeezed to."""
-    kind = Image.Resampling.NEAREST if image.shape[2] <= 32 else Image.Resampling.LANCZOS
-    height, width = np.minimum(size.min() / size, 1) * image.shape[2]  # of the middle square, in squeezed pixels
-    left, top = (image.shape[2] - width) / 2, (image.shape[2] - height) / 2
-    box = (left, top, left + width, top + height)
-    return Image.fromarray(image.transpose(1, 2, 0)).resize((side, side), kind, box=box)
+def middle_square(image: np.ndarray, side: int) -> Image.Image:
+    """The middle square of an image, uint8 (3, H, W)."""
+    kind = Image.Resampling.NEAREST if min(image.shape[1:]) <= 32 else Image.Resampling.LANCZOS
+    return ImageOps.fit(Image.fromarray(image.transpose(1, 2, 0)), (side, side), kind)

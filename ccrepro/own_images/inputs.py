@@ -1,6 +1,6 @@
-"""Your own images, as arrays or as files → uint8 arrays.
+"""Your own images, as arrays or as files → uint8 pixels.
 
-Letters: N images, C channels, H, W sides, F values of a flat row, S side of the squares that files are decoded to.
+Letters: N images, C channels, H, W sides, F values of a flat row.
 """
 
 import os
@@ -8,7 +8,6 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,9 @@ from PIL import Image
 
 from ccrepro.data.images import SUFFIXES, BadImage, as_seen, is_image, read, visible_files
 from ccrepro.errors import ConfigError, ImageError
+from ccrepro.runtime.ragged import Ragged, stacked
 
-LARGEST_SIDE = 256  # to which images are decoded
+LONGEST = 320  # pixels to which the longer side of a file is reduced: views have 128 unless one asks for more
 
 
 def is_paths(x: Any) -> bool:
@@ -105,20 +105,11 @@ def look_through(path: str | Path) -> list[Path]:
     return images
 
 
-def usual_side(paths: Sequence[str | Path], n: int = 200) -> int:
-    """The side S to decode files to: the median of the shorter sides of up to n of them, at most `LARGEST_SIDE`."""
-    sides = []
-    for path in paths[:: max(1, len(paths) // n)]:
-        with suppress(Exception), Image.open(path) as image:  # only its header; `read` tells what is bad
-            sides.append(min(image.size))
-    return int(min(LARGEST_SIDE, max(8, np.median(sides)))) if sides else LARGEST_SIDE
-
-
-def from_paths(paths: Sequence[str | Path], side: int) -> np.ndarray:
-    """Image files → uint8 (N, 3, S, S). Raises `ImageError`, which names the first bad files."""
+def from_paths(paths: Sequence[str | Path]) -> np.ndarray | Ragged:
+    """Image files → uint8 images in colour. Raises `ImageError`, which names the first bad files."""
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(read, paths, repeat(side)))
+        images = list(pool.map(read, paths, repeat(LONGEST)))
     bad = [f"{path}: {image}" for path, image in zip(paths, images, strict=True) if isinstance(image, BadImage)]
     if bad:
         raise ImageError(f"{len(bad)} of {len(paths)} images are bad: {'; '.join(bad[:5])}. Leave them out.")
-    return np.stack(images)
+    return stacked(images)

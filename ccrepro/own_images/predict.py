@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from tqdm.std import tqdm
 
 from ccrepro import data
+from ccrepro.data import images as files
 from ccrepro.data.images import BadImage
 from ccrepro.errors import ConfigError, ImageError
 from ccrepro.evaluate import evaluate as clustered
@@ -76,7 +77,7 @@ def embed(model: str, source: Source, /, *, out: str) -> None:
 def _predictions(path: str, source: str, bar: bool = True) -> Iterable[tuple[str, streaming.Outputs | BadImage]]:
     """The predictions of a folder, of one image, or, for "-", of the paths on standard input as they come; with
     ``bar``, a terminal shows the progress."""
-    model, config, facts = load_model(path)
+    model, config, _ = load_model(path)
     if config.heads == "instance":
         raise ConfigError("This model has no trained cluster head, since heads is instance. Use evaluate.")
     if source == "-":
@@ -85,8 +86,8 @@ def _predictions(path: str, source: str, bar: bool = True) -> Iterable[tuple[str
         paths = (line.removeprefix("\ufeff").rstrip("\r\n") for line in sys.stdin if line.strip())
     else:
         paths = list(map(str, inputs.look_through(source)))
-    model, side = model.to(choose_device(config.device)), facts.get("side") or config.image_size
-    found = streaming.predict(model, config.image_size, side, paths)
+    longest = inputs.LONGEST if config.dataset == OWN else files.LONGEST  # as in the training
+    found = streaming.predict(model.to(choose_device(config.device)), config, paths, longest)
     total = None if source == "-" else len(paths)
     return tqdm(found, total=total, unit=" images", disable=None if bar else True)
 
@@ -127,8 +128,8 @@ def evaluate(
     if dataset == OWN:
         raise ConfigError("This model was trained on images without labels. Name a data set with --dataset.")
     known = data.load(dataset, data_dir)
-    if known.images.shape[1] != network.channels:
-        what = f"{dataset} has images of {known.images.shape[1]} channels, but the model takes {network.channels}"
+    if known.channels != network.channels:
+        what = f"{dataset} has images of {known.channels} channels, but the model takes {network.channels}"
         raise ImageError(f"{what}. Choose another data set.")
     found = clustered(config, known, network.to(choose_device(config.device)))
     names = ("k-means on features",) if config.heads == "instance" else ("cluster head", "k-means on features")

@@ -36,11 +36,11 @@ def view_pairs(title: str, images: Any, view_a: Any, view_b: Any, n: int = 10) -
 
 
 @figure
-def samples(title: str, images: np.ndarray, labels: np.ndarray | None, names: Sequence[str], n: int = 8) -> Figure:
-    """n images of each class (of at most 20), drawn at random; all uint8 (N, C, S, S). Without labels, one row."""
+def samples(title: str, images: Any, labels: np.ndarray | None, names: Sequence[str], n: int = 8) -> Figure:
+    """n images of each class (of at most 20), drawn at random, as `ImageSet` has them. Without labels, one row."""
     labels, rng = np.zeros(len(images), dtype=int) if labels is None else labels, np.random.default_rng(0)
     drawn = {kind: rng.permutation(np.flatnonzero(labels == kind))[:n] for kind in np.unique(labels)[:20]}
-    rows = [(names[kind] if names else "", images[shown] / 255) for kind, shown in drawn.items()]
+    rows = [(names[kind] if names else "", [image / 255 for image in images[shown]]) for kind, shown in drawn.items()]
     return image_rows(title, rows, n, 0.7)[0]
 
 
@@ -191,8 +191,8 @@ def cosines(records: Sequence[Record]) -> Figure:
 
 
 @figure
-def examples(records: Sequence[Record], kind: str, images: np.ndarray | None) -> Figure | None:
-    """The first record's examples of one kind. images: uint8 (N, C, S, S), all of the run's, or None for no figure."""
+def examples(records: Sequence[Record], kind: str, images: Any) -> Figure | None:
+    """The first record's examples of one kind. images: all of the run's, as `ImageSet` has them; None: no figure."""
     if images is None:
         return None
     found, names = pd.DataFrame(records[0]["examples"]), records[0]["class_names"]

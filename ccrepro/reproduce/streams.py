@@ -38,7 +38,7 @@ def measure(config: Config, data: ImageSet, runs_dir: str | Path = "runs") -> di
     torch.set_num_threads(config.threads)
     model = load_model(folder)[0].to(choose_device(config.device))
     order = np.random.default_rng(config.seed).permutation(len(data.images))[:SAMPLE]
-    stream = dataclasses.replace(data, images=data.images[order], sizes=data.sizes[order], labels=data.labels[order])
+    stream = dataclasses.replace(data, images=data.images[order], labels=data.labels[order])
     result = {name: getattr(config, name) for name in ("dataset", "preset", "variant", "seed")}
     result["assign"] = assign(config, stream, model)
     result["once"] = {str(steps): train_once(config, stream, steps) for steps in STEPS}
@@ -51,13 +51,13 @@ def assign(config: Config, stream: ImageSet, model: ContrastiveClusteringModel, 
     ``same`` (share of images with the same cluster as in one large batch), ``milliseconds`` (median time from arrival
     to assignment) and ``images_per_second``."""
     images, lines = as_tensor(stream.images[:most]), []
-    offline = embed(model, images, config.image_size)[1].argmax(1)
+    offline = embed(model, images, config)[1].argmax(1)
     for size in ARRIVING:
-        embed(model, images[:size], config.image_size)  # the first call is slower
+        embed(model, images[:size], config)  # the first call is slower
         clusters, seconds = [], []
-        for batch in images.split(size):
-            began = time.perf_counter()
-            clusters.append(embed(model, batch, config.image_size)[1].argmax(1))
+        for first in range(0, len(images), size):
+            batch, began = images[first : first + size], time.perf_counter()
+            clusters.append(embed(model, batch, config)[1].argmax(1))
             seconds.append(time.perf_counter() - began)
         same, middle = np.mean(np.concatenate(clusters) == offline), 1000 * np.median(seconds)
         lines.append((size, same, round(middle, 3), round(len(images) / sum(seconds), 1)))
@@ -76,9 +76,9 @@ def train_once(config: Config, stream: ImageSet, steps: int = 1) -> dict[str, li
     scored = set(np.linspace(0, batches, POINTS + 1).round().astype(int)[1:])
     for batch in range(batches):
         rows = slice(batch * n, (batch + 1) * n)
-        learn(state, stream.images[rows], stream.sizes[rows], steps)
+        learn(state, stream.images[rows], steps)
         if batch + 1 in scored:
-            clusters = embed(state.model, as_tensor(stream.images), config.image_size)[1].argmax(1)
+            clusters = embed(state.model, as_tensor(stream.images), config)[1].argmax(1)
             found = scores(stream.labels, clusters)
             lines.append(((batch + 1) * n, found["nmi"], found["acc"]))
     return pd.DataFrame(lines, columns=["images", "nmi", "acc"]).to_dict("list")

@@ -88,7 +88,7 @@ def cosine_histograms(config: Config, data: ImageSet, model: ContrastiveClusteri
     model.eval()
     rows = fixed_rows(len(data.images), max(config.batch_size, min(2000, len(data.images) // 10)))
     counts: dict[str, Tensor] = defaultdict(lambda: torch.zeros(COSINE_BINS))
-    for views in pairs(as_tensor(data.images[rows]), as_tensor(data.sizes[rows]), config, epoch=0):
+    for views in pairs(as_tensor(data.images[rows]), config, epoch=0):
         (z_a, p_a), (z_b, p_b) = map(model, views)
         for head, a, b in (("instance", z_a, z_b), ("cluster", p_a.T, p_b.T)):
             vectors = F.normalize(torch.cat((a, b)), dim=1)  # (2M, D) of rows, (2K, M) of columns

@@ -98,7 +98,7 @@ class Run:
         cosines = evolution.cosine_histograms(self.config, self.data, model) if model is not None else {}
         evolution.keep(self.folder, self.config.epochs, clustering, cosines)
         if model is not None:
-            save_model(model, self.config, self.folder / "model.safetensors", side=self.data.images.shape[2])
+            save_model(model, self.config, self.folder / "model.safetensors")
             storage.save_arrays(self.folder / "clustering.npz", **dataclasses.asdict(clustering))
         made_by = {"hardware": hardware(model) | self.checkpoints.machine, "versions": versions()}
         result = self._record(clustering, history, {**made_by, "commit": commit or git_commit()})
@@ -118,7 +118,7 @@ class Run:
             "seconds": round(sum(e["seconds"] for e in history) if history else time.monotonic() - self.start, 1),
             "resumed": self.checkpoints.resumed,
             "n_images": len(data.images),
-            "packed_shape": list(data.images.shape[1:]),
+            "images": str(data),
             "n_clusters_used": len(np.unique(clustering.labels_pred)),
             "config": config.model_dump(),
             "data_sha256": data.sha256,

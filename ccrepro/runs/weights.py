@@ -6,10 +6,13 @@ A sealed file is a safetensors file whose metadata are a JSON text and, before i
 import hashlib
 import io
 import json
+import re
 import textwrap
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
@@ -19,6 +22,11 @@ from ccrepro.config import Config
 from ccrepro.errors import CheckpointError, ConfigError
 from ccrepro.model import ContrastiveClusteringModel, build
 from ccrepro.runtime import storage
+
+SAVE_AGAIN = "Save it again with torch.save(model.state_dict(), FILE)."
+# All that a pickled integer of numpy's needs, named as by numpy 1 and 2: torch itself allows nothing of numpy's.
+SCALAR, INTEGERS = np.int64().__reduce__()[0], {type(np.dtype(code)) for code in np.typecodes["AllInteger"]}
+NUMPY = [*((SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")), np.dtype, *INTEGERS]
 
 
 def save_sealed(path: str | Path, tensors: dict[str, Tensor], about: dict[str, Any]) -> Path:
@@ -64,25 +72,52 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def read_pickle(path: Path) -> Any:
-    """What `torch.save` wrote, if it is tensors and plain values. Raises `CheckpointError` for any other file: torch's
-    ``weights_only`` refuses it."""
+def read_pickle(path: Path) -> dict[str, Any]:
+    """What `torch.save` wrote, if it is tensors and plain values: nested dicts as one, their keys joined by dots.
+
+    Raises `CheckpointError` for any other file: torch's ``weights_only`` refuses it.
+    """
     blob = _bytes(path)
     try:
-        return torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True)
-    except Exception:  # torch documents no errors for bytes that are no pickle, and its text recommends the unsafe way
+        with torch.serialization.safe_globals(NUMPY), warnings.catch_warnings(action="ignore"):  # of protocol 3
+            return _flat(torch.load(io.BytesIO(blob), map_location="cpu", weights_only=True))
+    except Exception as error:  # torch documents none for bytes that are no pickle; its text recommends the unsafe way
+        if refused := re.search(r"GLOBAL ([\w.]+)|Unsupported operand 149", str(error)):  # protocol 4 begins with 149
+            what = f"{path} uses {refused[1] or 'pickle protocol 4 or later'}, which torch does not read safely"
+            raise CheckpointError(f"{what}. {SAVE_AGAIN}") from None
         raise _unreadable(path, blob, "tensors alone as torch.save writes them") from None
 
 
-def check_finite(tensors: dict[str, Tensor], path: Path) -> None:
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    parts = (_flat(inner, f"{name}.{key}" if name else str(key)) for key, inner in value.items())
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def below_prefix(values: dict[str, Any], name: str, path: str | Path) -> tuple[str, dict[str, Any]]:
+    """The prefix that ``name`` has in a file, from whatever wrapped the network, and all values below it.
+
+    Of several prefixes it is the shortest, the first of equals, and MoCo's encoder_k only where it is alone: what is
+    averaged beside the trained network is left out. Raises `CheckpointError` where there is none.
+    """
+    prefixes = [found.removesuffix(name) for found in values if found.endswith(name)]
+    if not prefixes:
+        what = f"{path} holds no {name}, with or without a prefix, but {reason(list(values))}"
+        raise CheckpointError(f"{what}. {SAVE_AGAIN}")
+    prefix = min(prefixes, key=lambda prefix: ("encoder_k" in prefix, len(prefix)))
+    return prefix, {found.removeprefix(prefix): v for found, v in values.items() if found.startswith(prefix)}
+
+
+def check_finite(tensors: dict[str, Tensor], path: str | Path) -> None:
     """Raise `CheckpointError` where a tensor that was read from ``path`` holds a number that is not finite."""
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"Values of {name} in {path} are not finite. Take an earlier file.")
 
 
-def reason(error: Exception) -> str:
-    """The start of an error's text, on one line."""
+def reason(error: object) -> str:
+    """The start of an error's text, or of another object's, on one line."""
     return textwrap.shorten(str(error), 250, placeholder=" …")
 
 
@@ -136,12 +171,10 @@ def load_authors(path: str | Path, config: Config) -> tuple[ContrastiveClusterin
     """
     path = Path(path)
     stored = read_pickle(path)
-    net = stored.get("net") if isinstance(stored, dict) else None
-    if not isinstance(net, dict) or not all(isinstance(value, Tensor) for value in net.values()):
-        raise CheckpointError(f"{path} holds no dict 'net' of tensors. Give the authors' checkpoint_N.tar.")
+    _, net = below_prefix(stored, "resnet.conv1.weight", path)
     model, ours = build(config), {}
     for name, value in net.items():
-        part, dot, rest = name.removeprefix("module.").partition(".")  # DataParallel adds "module."
+        part, dot, rest = name.partition(".")
         ours[PREFIXES.get(part + dot, part + dot) + rest] = value
     try:
         model.load_state_dict(ours)

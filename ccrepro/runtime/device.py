@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ccrepro.errors import ConfigError
+from ccrepro.runtime.ragged import Ragged
 
 RESIDENT_SHARE = 0.5  # of a GPU's free memory that a data set may take, to be kept there
 AHEAD = 4  # batches that are read while training computes
@@ -74,23 +75,23 @@ def at_once(jobs: int = 0) -> int:
     return jobs if jobs > 0 else len(visible_gpus()) or cores
 
 
-def placed(images: Tensor, device: torch.device) -> Tensor:
+def placed(images: Tensor | Ragged, device: torch.device) -> Tensor | Ragged:
     """The images on the GPU, if that is the device and they fit; otherwise as they are."""
     fits = device.type == "cuda" and images.nbytes < RESIDENT_SHARE * torch.cuda.mem_get_info()[0]
     return images.to(device) if fits else images
 
 
-def fetched(images: Tensor, order: Tensor, device: torch.device) -> Iterator[Tensor]:
+def fetched(images: Tensor | Ragged, order: Tensor, device: torch.device) -> Iterator[Tensor | Ragged]:
     """The images of each row of ``order``, int (steps, n), on the device.
 
     Images that are elsewhere are read by two threads, through pinned memory, while the last batch is in use. They are
     moved by the caller's thread: which GPU is the current one is each thread's own.
     """
     if images.device.type == device.type:
-        yield from (images[rows] for rows in order.to(device))
+        yield from (images[rows] for rows in (order if isinstance(images, Ragged) else order.to(device)))
         return
 
-    def read(rows: Tensor) -> Tensor:
+    def read(rows: Tensor) -> Tensor | Ragged:
         return images[rows].pin_memory() if device.type == "cuda" else images[rows]
 
     with ThreadPoolExecutor(2) as pool:

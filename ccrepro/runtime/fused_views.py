@@ -6,22 +6,28 @@ waits for the host. Tests hold it equal to the plain form in `ccrepro.augmentati
 Letters: N views, C channels (1 or 3), S the side of the view.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)  # columns of factors
+TINY = 1e-3  # levels: what is a whole level but for rounding is not to fall to the next
 LUMA = (0.2989, 0.587, 0.114)  # torchvision's weights of red, green and blue
 
 
-def color_jitter(x: Tensor, jitter: Tensor, factors: Tensor, order: Tensor, grayscale: Tensor) -> Tensor:
+def color_jitter(
+    x: Tensor, jitter: Tensor, factors: Tensor, order: Tensor, grayscale: Tensor, quantize: bool = False
+) -> Tensor:
     """The same function as `ccrepro.augmentations.color_jitter`: float (N, C, S, S) → the same.
 
     The contrast needs a mean over the image and cuts the sequence in two. On either side of it come at most
     brightness and saturation, hue, brightness and saturation; a factor is neutral where its operation is not due.
     """
     factor, rank = factors.unbind(1), torch.argsort(order, 1).unbind(1)
+
+    def ended(channels: Iterable[Tensor]) -> Sequence[Tensor]:
+        return [level_below(c.clamp(0, 1)) if quantize else c.clamp(0, 1) for c in channels]
 
     def toned(channels: Sequence[Tensor], late: bool, after_hue: bool, second: bool) -> Sequence[Tensor]:
         """Brightness or saturation, if one of them is due here."""
@@ -33,7 +39,7 @@ def color_jitter(x: Tensor, jitter: Tensor, factors: Tensor, order: Tensor, gray
         bright, saturated = due(BRIGHTNESS, SATURATION), due(SATURATION, BRIGHTNESS) & (len(channels) == 3)
         scale = torch.where(bright, factor[BRIGHTNESS], torch.where(saturated, factor[SATURATION], 1.0))
         gray = _per_channel(torch.where(saturated, 1 - factor[SATURATION], 0.0)) * gray_of(channels)
-        return [(_per_channel(scale) * c + gray).clamp(0, 1) for c in channels]
+        return ended(_per_channel(scale) * c + gray for c in channels)
 
     def side(channels: Sequence[Tensor], late: bool) -> Sequence[Tensor]:
         """All that comes before the contrast, or after it."""
@@ -41,7 +47,7 @@ def color_jitter(x: Tensor, jitter: Tensor, factors: Tensor, order: Tensor, gray
             channels = toned(channels, late, False, second)
         if len(channels) == 3:
             due = _per_channel(jitter & ((rank[HUE] > rank[CONTRAST]) == late))
-            turned = turn_hue(channels, _per_channel(factor[HUE]))
+            turned = turn_hue(channels, _per_channel(factor[HUE]), quantize)
             channels = [torch.where(due, t, c) for t, c in zip(turned, channels, strict=True)]
         for second in (False, True):
             channels = toned(channels, late, True, second)
@@ -50,13 +56,13 @@ def color_jitter(x: Tensor, jitter: Tensor, factors: Tensor, order: Tensor, gray
     channels = side(x.unbind(1), late=False)
     scale = _per_channel(torch.where(jitter, factor[CONTRAST], 1.0))
     mean = (1 - scale) * gray_of(channels).mean((1, 2), keepdim=True)
-    channels = [(scale * c + mean).clamp(0, 1) for c in channels]
-    channels = side(channels, late=True)
+    channels = side(ended(scale * c + mean for c in channels), late=True)
     gray, dropped = gray_of(channels), _per_channel(grayscale)
+    gray = nearest_level(gray) if quantize else gray
     return torch.stack([torch.where(dropped, gray, c) for c in channels], 1)
 
 
-def turn_hue(channels: Sequence[Tensor], shift: Tensor) -> list[Tensor]:
+def turn_hue(channels: Sequence[Tensor], shift: Tensor, quantize: bool = False) -> list[Tensor]:
     """`hue` of red, green and blue (N, S, S), with shift (N, 1, 1).
 
     There is no choice between cases in it: `torch.where` takes twenty times as long as a sum on a CPU.
@@ -66,11 +72,28 @@ def turn_hue(channels: Sequence[Tensor], shift: Tensor) -> list[Tensor]:
     chroma = most - least
     # Sixths of a turn from red (0) to yellow (1), green (2) and cyan (3), or to magenta (-1), blue (-2) and cyan (-3).
     distance = ((g - r) + (b - least)).div_(chroma.clamp(min=1e-30)).add_(1)
-    hue = torch.copysign(distance, g - b).add_(6 * shift)
+    hue = torch.copysign(distance, g - b)
+    if quantize:  # PIL keeps hue and saturation as bytes, of which 255 is a whole turn, but hues are added modulo 256
+        hue = hue.mul_(255 / 6).add_(TINY).remainder_(255).floor_().add_((255 * shift).trunc()).remainder_(256)
+        hue = hue.mul_(6 / 255)
+        chroma = chroma.div_(most.clamp(min=1e-30)).mul_(255).add_(TINY).floor_().mul_(most).div_(255)
+    else:
+        hue = hue.add_(6 * shift)
     # A channel is least within a sixth of the opposite hue, and most where it is two sixths away from that.
     away = (hue - opposite for opposite in (3, 5, 1))  # cyan, magenta, yellow
     away = (d.sub_((d / 6).round_(), alpha=6).abs_() for d in away)
-    return [most - d.neg_().add_(2).clamp_(0, 1).mul_(chroma) for d in away]
+    turned = [most - d.neg_().add_(2).clamp_(0, 1).mul_(chroma) for d in away]
+    return [nearest_level(c) for c in turned] if quantize else turned
+
+
+def nearest_level(x: Tensor) -> Tensor:
+    """x in [0, 1], rounded to whole levels of 0 … 255, halves up."""
+    return (255 * x).add_(0.5 + TINY).floor_().div_(255)
+
+
+def level_below(x: Tensor) -> Tensor:
+    """x in [0, 1] without fractions of the levels 0 … 255."""
+    return (255 * x).add_(TINY).floor_().div_(255)
 
 
 def gray_of(channels: Sequence[Tensor]) -> Tensor:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 def resize(x: Tensor, start: Tensor, length: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
     """Bilinear and antialiased, as in torchvision: float (N, C, H, W) → (N, C, S, W), S = ``size``.
 
-    Of each image, ``length`` rows from ``start`` on, (N,) float, are taken; ``flip``, (N,) bool, turns their order.
+    Of each image, ``length`` rows from ``start`` on, (N,) whole floats, are taken; ``flip``, (N,) bool, turns them.
     """
     start, scale = start[:, None, None], (length / size)[:, None, None]  # scale: old rows per new one
     reach = scale.clamp(min=1)
@@ -22,8 +22,7 @@ def resize(x: Tensor, start: Tensor, length: Tensor, size: int, flip: Tensor | N
     rows = rows + torch.arange(math.ceil(2 * max(x.shape[2] / size, 1)), device=x.device)  # (N, S, T)
     middle = rows - start + 0.5
     distance = (middle - centre).abs()
-    # Rows of the stretch; and, where it is a fraction of a row off the grid, always the one that is sampled.
-    inside = ((middle > 0) & (middle < length[:, None, None])) | (distance <= 0.5)
+    inside = (middle > 0) & (middle < length[:, None, None])
     weights = (1 - distance / reach).clamp(min=0) * inside
     if flip is not None:
         rows, weights = (torch.where(flip[:, None, None], v.flip(1), v) for v in (rows, weights))

@@ -26,7 +26,7 @@ def test_views_have_the_same_statistics(photos):
     pairs = authors_way.Views(images, config)
     theirs = torch.stack([pairs[i][0] for i in range(len(images))])
     sizes = torch.tensor([[20, 26]]).expand(len(images), 2)
-    drawn = augmentations.draw(torch.Generator().manual_seed(0), sizes, (20, 26), config)
+    drawn = augmentations.draw(torch.Generator().manual_seed(0), sizes, config)
     ours = augmentations.apply(images, drawn, 16)
     for measured, tolerance in ((torch.mean, 0.02), (torch.std, 0.02), (sharpness, 0.002)):
         assert_close(measured(ours), measured(theirs), atol=tolerance, rtol=0)

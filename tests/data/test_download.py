@@ -4,6 +4,7 @@ import io
 import tarfile
 import threading
 import zipfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -50,7 +51,8 @@ def tiny(monkeypatch):
         threading.Thread(target=here.serve_forever, args=(0.02,), daemon=True).start()
         known = f"sha256:{hashlib.sha256(server.content).hexdigest()}"
         archive = Archive(f"http://127.0.0.1:{here.server_port}/tiny-imagenet-200.zip", known, "1 kB")
-        facts = DATASETS["tiny-imagenet"]._replace(images=2, classes=2, archive=archive)
+        reader = partial(readers.tiny_imagenet, classes=2, per_class=1)
+        facts = DATASETS["tiny-imagenet"]._replace(images=2, classes=2, archive=archive, reader=reader)
         monkeypatch.setitem(DATASETS, "tiny-imagenet", facts)
         yield server
         here.shutdown()
@@ -138,7 +140,7 @@ def test_a_zip_cannot_leave_its_folder(tmp_path):
 def imagenet(tmp_path, monkeypatch):
     """A training folder with two classes as folders and one as a tar; the subset asks for two images of each."""
     names = {"n1": "one", "n2": "two", "n3": "three"}
-    changes = {"images": 6, "classes": 3, "synsets": names, "reader": readers.synsets("imagenet-10", names, 16, 2)}
+    changes = {"images": 6, "classes": 3, "synsets": names, "reader": readers.synsets("imagenet-10", names, 2)}
     monkeypatch.setitem(DATASETS, "imagenet10", DATASETS["imagenet10"]._replace(**changes))
     base = tmp_path / "ilsvrc"
     for synset in ("n1", "n2", "n9"):

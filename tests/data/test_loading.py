@@ -1,19 +1,23 @@
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ccrepro import data
+from ccrepro.data import readers
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError, DataError
+from ccrepro.runtime.ragged import stacked
 
 
 @pytest.fixture
 def tiny_imagenet(tmp_path, monkeypatch):
     """Tiny-ImageNet of three classes with two images each, below a data root."""
-    monkeypatch.setitem(DATASETS, "tiny-imagenet", DATASETS["tiny-imagenet"]._replace(images=6, classes=3))
+    facts = {"images": 6, "classes": 3, "reader": partial(readers.tiny_imagenet, classes=3, per_class=2)}
+    monkeypatch.setitem(DATASETS, "tiny-imagenet", DATASETS["tiny-imagenet"]._replace(**facts))
     for name in ("n3", "n1", "n2"):
         folder = tmp_path / "tiny-imagenet-200/train" / name / "images"
         folder.mkdir(parents=True)
@@ -39,10 +43,18 @@ def test_packed_data_outlives_its_source_and_is_made_anew_where_that_changes(tin
     assert changed.images[0, :, 0, 0].tolist() == [0, 128, 0]
 
 
-def test_a_wrong_count_of_images_is_told(tiny_imagenet):
-    (tiny_imagenet / "tiny-imagenet-200/train/n3/images/red.png").unlink()
-    with pytest.raises(DataError, match=r"has 5 images, 3 classes, .*, not 6 images, 3 classes"):
+def test_a_wrong_count_of_images_is_told(tiny_imagenet, monkeypatch):
+    monkeypatch.setitem(DATASETS, "tiny-imagenet", DATASETS["tiny-imagenet"]._replace(images=7))
+    with pytest.raises(DataError, match=r"has 6 images, 3 classes, .*, not 7 images, 3 classes"):
         data.load("tiny-imagenet", tiny_imagenet)
+
+
+def test_an_incomplete_folder_is_told_and_never_replaced(tiny_imagenet):
+    """Its owner may have changed it: it is not fetched again before it is removed."""
+    (tiny_imagenet / "tiny-imagenet-200/train/n3/images/red.png").unlink()
+    with pytest.raises(DataError, match=r"holds 2; n3: 1\. Remove .*tiny-imagenet-200, and"):
+        data.load("tiny-imagenet", tiny_imagenet)
+    assert len(list(tiny_imagenet.rglob("*.png"))) == 5
 
 
 @pytest.mark.slow
@@ -54,7 +66,8 @@ def test_of_several_processes_one_packs_and_all_get_the_same(tmp_path):
     code = f"""
 from ccrepro import data
 from ccrepro.data import cache, readers
-made = data.DATASETS["imagenette"]._replace(images=40, classes=1, reader=readers.synsets("mine", {{"n1": "one"}}, 16))
+reader = readers.synsets("mine", {{"n1": "one"}})
+made = data.DATASETS["imagenette"]._replace(images=40, classes=1, folder="mine", reader=reader)
 data.DATASETS["imagenette"] = made
 write = cache.write
 cache.write = lambda *arguments: print("packs") or write(*arguments)
@@ -70,7 +83,7 @@ print(data.load("imagenette", {str(tmp_path)!r}).sha256)
 
 def test_a_sample_keeps_images_with_their_labels(patterns):
     part = data.sample(patterns, 20, seed=1)
-    assert len(part.images) == len(part.labels) == len(part.sizes) == 20
+    assert len(part.images) == len(part.labels) == 20
     whole = {image.tobytes(): label for image, label in zip(patterns.images, patterns.labels, strict=True)}
     assert [whole[image.tobytes()] for image in part.images] == part.labels.tolist()
     assert np.array_equal(part.images, data.sample(patterns, 20, seed=1).images)
@@ -83,6 +96,9 @@ def test_channel_statistics_are_those_of_all_pixels():
     mean, deviation = data.channel_statistics(images, at_once=7 * 30)
     np.testing.assert_allclose(mean, (images / 255).mean((0, 2, 3)))
     np.testing.assert_allclose(deviation, (images / 255).std((0, 2, 3)))
+    parts = stacked([images[0], images[1, :, :3], images[2, :, :, 1:]])
+    pixels = np.concatenate([image.reshape(3, -1) for image in parts], 1) / 255
+    np.testing.assert_allclose(data.channel_statistics(parts), (pixels.mean(1), pixels.std(1)))
 
 
 def test_images_of_records_are_at_hand_or_none(tmp_path, digits):

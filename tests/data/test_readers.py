@@ -56,6 +56,13 @@ def made_cifar(root, monkeypatch, kind, files, classes):
     return made
 
 
+def made_files(folder, n):
+    """A folder of n files that are named as images."""
+    folder.mkdir(parents=True)
+    for i in range(n):
+        (folder / f"{folder.name}_{i}.JPEG").touch()
+
+
 def made_classes(base, names, n):
     """Images of n sizes in each class."""
     for number, name in enumerate(names):
@@ -119,18 +126,55 @@ def test_stl10_reads_the_binaries_and_keeps_the_unlabeled_apart(tmp_path, monkey
 
 
 def test_imagenet10_takes_its_synsets_and_no_others_and_names_those_that_lack_images(tmp_path, facts):
-    facts("imagenet10", images=20, reader=readers.synsets("imagenet-10", IMAGENET10, 16, 2))
+    facts("imagenet10", images=20, reader=readers.synsets("imagenet-10", IMAGENET10, 2))
     made_classes(tmp_path / "imagenet-10", [*IMAGENET10, "n00000001"], 2)
     data = load("imagenet10", tmp_path)
-    assert data.images.shape == (20, 3, 16, 16)
     assert data.class_names[0] == "king penguin"
     assert data.labels.tolist() == [i for i in range(10) for _ in "ab"]
-    assert data.sizes[:4].tolist() == [[6, 8], [7, 8], [6, 9], [7, 9]]  # height, width
+    assert data.images.sizes[:4].tolist() == [[6, 8], [7, 8], [6, 9], [7, 9]]  # height, width
     shutil.rmtree(tmp_path / "packed")
     shutil.rmtree(tmp_path / "imagenet-10/n02056570")
     (tmp_path / "imagenet-10/n02128757/n02128757_0.png").unlink()
     with pytest.raises(DataError, match=r"n02056570 \(king penguin\): missing, n02128757 \(snow leopard\): 1\. Put 10"):
         load("imagenet10", tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["train/{}/images", "train/{}", "{}"])
+def test_tiny_imagenet_is_read_in_the_layouts_that_are_about(tmp_path, layout):
+    folder, places = tmp_path / "tiny-imagenet-200", {wnid: layout.format(wnid) for wnid in ("n02", "n01", "n03")}
+    for place in (*places.values(), "val/n01", "val/n02", "test/images"):
+        made_files(folder / place, 2)
+    (folder / "n_notes.txt").touch()
+    found = readers.tiny_imagenet(tmp_path, classes=3, per_class=2)
+    assert found.class_names == ["n01", "n02", "n03"]
+    assert found.labels.tolist() == [0, 0, 1, 1, 2, 2]
+    assert {path.parent for path in found.paths} == {folder / place for place in places.values()}
+    assert found.paths == sorted(found.paths)
+
+
+def test_what_tiny_imagenet_lacks_is_named_in_a_line(tmp_path):
+    def says(text, classes):
+        with pytest.raises(DataError, match=rf"{text}\. Remove .*tiny-imagenet-200, and it is fetched again\.$"):
+            readers.tiny_imagenet(tmp_path, classes, 2)
+
+    says("Of 200 class folders with 2 images each, .*/tiny-imagenet-200 holds none", 200)
+    for number, n in enumerate([2, 3, 0, 1, 0, 0]):
+        made_files(tmp_path / f"tiny-imagenet-200/train/n0{number}", n)
+    for classes in (5, 6, 7):
+        says(f"Of {classes} .* holds 1; n01: 3; n02: none; n03: 1; 2 more", classes)
+    shutil.rmtree(tmp_path / "tiny-imagenet-200/train")
+    made_files(tmp_path / "tiny-imagenet-200/train/n00", 2)
+    for classes in (0, 2):
+        says("train holds 1", classes)
+
+
+@has("samples/sample-tiny-imagenet-200")
+def test_a_sample_of_tiny_imagenet_is_read_and_incomplete(tmp_path):
+    (tmp_path / "tiny-imagenet-200").symlink_to(Path(DATA, "samples/sample-tiny-imagenet-200"))
+    found = readers.tiny_imagenet(tmp_path, per_class=5)
+    assert (len(found.paths), len(found.class_names)) == (1000, 200)
+    with pytest.raises(DataError, match=r"holds none; n01443537: 5; .*; 197 more"):
+        readers.tiny_imagenet(tmp_path)
 
 
 @pytest.mark.parametrize(

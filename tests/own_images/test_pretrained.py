@@ -17,7 +17,7 @@ def resnet18():
 
 
 def config(**chosen):
-    return own_recipe(3, 40, (3, 40, 40), True, **chosen)
+    return own_recipe(3, 40, 40, True, **chosen)
 
 
 @pytest.mark.parametrize("kind", ["pth", "safetensors"])
@@ -36,6 +36,54 @@ def test_backbone_starts_from_torchvisions_file(tmp_path, resnet18, kind):
     assert model.standardize.deviation.flatten().tolist() == pytest.approx(IMAGENET_SD)
 
 
+@pytest.mark.parametrize(
+    ("place", "prefix"),
+    [
+        ("state_dict", "module.encoder_q."),  # MoCo
+        ("state_dict", "module.encoder."),  # SimSiam
+        ("state_dict", "model.backbone."),  # Lightning
+        ("model", "_orig_mod.module."),  # torch.compile around DataParallel
+        ("net", "module.resnet."),  # the authors
+        ("", "encoder."),
+        ("", ""),
+    ],
+)
+def test_the_trained_network_is_found_below_any_prefix(tmp_path, resnet18, place, prefix):
+    """Averaged copies, even those that come first, heads, and whatever else is saved beside it are left alone."""
+    average = prefix.replace("encoder_q", "encoder_k") if "encoder_q" in prefix else f"momentum_{prefix}"
+    held = {average + name: value * 0 for name, value in resnet18.state_dict().items()}
+    held |= {prefix + name: value for name, value in resnet18.state_dict().items()}
+    held |= {name: torch.zeros(2) for name in (f"{prefix}fc.0.weight", "module.queue", "instance_projector.0.weight")}
+    held = {place: held, "epoch": np.int64(1), "best": {"loss": torch.tensor(torch.inf)}} if place else held
+    torch.save(held, tmp_path / "r.pth")
+    found = start(config(), 3, str(tmp_path / "r.pth")).backbone.state_dict()
+    assert all(torch.equal(value, resnet18.state_dict()[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "says"),
+    [
+        ("pth", {"encoder.bn1.weight": torch.full((64,), torch.nan)}, "bn1.weight in .* are not finite"),
+        ("pth", {"encoder.bn1.weight": torch.ones(65)}, "'encoder.': .*mismatch for bn1.weight"),
+        ("safetensors", {"encoder.bn1.weight": None}, "'encoder.': .*Missing.*bn1.weight"),
+        ("safetensors", {"encoder.layer1.0.se.weight": torch.ones(1)}, "'encoder.': .*Unexpected.*layer1.0.se.weight"),
+        (
+            "pth",
+            {"encoder.layer1.0.conv1.weight": None},
+            r"holds no layer1.0.conv1.weight, .* but \['encoder.*save\(model.state",
+        ),
+    ],
+)
+def test_entries_that_are_missing_surplus_or_wrong_are_told(tmp_path, resnet18, kind, changed, says):
+    held = {f"encoder.{name}": value for name, value in resnet18.state_dict().items()} | changed
+    held = {name: value for name, value in held.items() if value is not None}
+    path = tmp_path / f"r.{kind}"
+    save_file(held, path) if kind == "safetensors" else torch.save(held, path)
+    with pytest.raises(CheckpointError, match=says) as error:
+        start(config(), 3, str(path))
+    assert "\n" not in str(error.value)
+
+
 def test_an_estimator_starts_from_it_in_colour_and_remembers_it(tmp_path, resnet18):
     torch.save(resnet18.state_dict(), path := str(tmp_path / "r.pth"))
     grey = np.random.default_rng(0).integers(0, 256, (12, 20, 20)).astype(np.uint8)
@@ -49,9 +97,10 @@ def test_weights_of_another_backbone_are_no_start(tmp_path, resnet18):
     torch.save(resnet18.state_dict(), tmp_path / "r.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     for chosen, channels, name, says in (
-        ({"backbone": "resnet34"}, 3, "r.pth", "does not hold a resnet34"),
-        ({}, 3, "list.pth", "does not hold a resnet18"),
+        ({"backbone": "resnet34"}, 3, "r.pth", "does not hold a resnet34 below the prefix ''"),
+        ({}, 3, "list.pth", "holds no layer1.0.conv1.weight"),
         ({"backbone": "small"}, 3, "r.pth", "No ImageNet weights fit"),
+        ({"backbone": "fast-s"}, 3, "imagenet", "No ImageNet weights fit"),
         ({}, 1, "r.pth", "No ImageNet weights fit"),
     ):
         with pytest.raises(CheckpointError, match=says):

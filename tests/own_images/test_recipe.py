@@ -16,10 +16,10 @@ from ccrepro.recipes import OWN
     ],
 )
 def test_settings_for_anybodys_images_follow_their_number_and_size(n, side, pretrained, expected):
-    config = own_recipe(5, n, (3, side, side + 10), pretrained)
+    config = own_recipe(5, n, side, pretrained)
     assert {name: getattr(config, name) for name in expected} == pytest.approx(expected)
     assert (config.dataset, config.preset, config.n_clusters) == (OWN, OWN, 5)
-    assert own_recipe(5, n, (3, side, side), pretrained, epochs=3, lr=0.1).lr == 0.1
+    assert own_recipe(5, n, side, pretrained, epochs=3, lr=0.1).lr == 0.1
 
 
 @pytest.mark.parametrize(
@@ -32,4 +32,4 @@ def test_settings_for_anybodys_images_follow_their_number_and_size(n, side, pret
 )
 def test_settings_that_anybodys_images_cannot_have(chosen, told):
     with pytest.raises(ConfigError, match=told):
-        own_recipe(**{"n_clusters": 5, "n_images": 20, "shape": (3, 32, 32), "pretrained": False, **chosen})
+        own_recipe(**{"n_clusters": 5, "n_images": 20, "side": 32, "pretrained": False, **chosen})

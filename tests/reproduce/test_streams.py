@@ -44,7 +44,7 @@ def test_an_assignment_that_depends_on_the_batch_is_seen(patterns, tiny, model, 
 
 def test_training_once_sees_each_batch_and_then_never_again(patterns, tiny, monkeypatch):
     seen = []
-    monkeypatch.setattr(streams, "learn", lambda state, images, sizes, steps: seen.append((images.copy(), steps)))
+    monkeypatch.setattr(streams, "learn", lambda state, images, steps: seen.append((images.copy(), steps)))
     curve = streams.train_once(tiny, patterns, steps=2)
     assert np.array_equal(np.concatenate([images for images, _ in seen]), patterns.images)
     assert [(len(images), steps) for images, steps in seen] == [(32, 2)] * 3

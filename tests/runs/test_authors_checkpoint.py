@@ -63,10 +63,20 @@ def test_weights_mean_the_same_in_both(tmp_path):
     torch.testing.assert_close(p, heads["cluster_projector"].softmax(1))
 
 
-def test_data_parallel_checkpoints_load_too(tmp_path):
+@pytest.mark.parametrize("old", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("prefix", ["net.", "net.module.", ""])
+def test_they_load_as_old_versions_and_data_parallel_saved_them(tmp_path, prefix, old):
+    """torch before 0.4.1 counted no batches, and before 1.6 wrote no zip; what numpy counts is no int."""
     net = authors_file(tmp_path / "c.tar")
-    torch.save({"net": {f"module.{n}": v for n, v in net.items()}, "epoch": 3}, tmp_path / "parallel.tar")
-    assert load_authors(tmp_path / "parallel.tar", recipe("cifar10", "paper", **SMALL))[1] == 3
+    saved = {
+        prefix.removeprefix("net.") + n: v for n, v in net.items() if not (old and n.endswith("num_batches_tracked"))
+    }
+    saved = {"net": saved, "epoch": np.int64(3)} if "net" in prefix else saved
+    torch.save(saved, tmp_path / "c.tar", _use_new_zipfile_serialization=not old)
+    model, epoch = load_authors(tmp_path / "c.tar", recipe("cifar10", "paper", **SMALL))
+    assert epoch == (3 if "net" in prefix else 0)
+    own = model.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(own.values(), net.values(), strict=True))
 
 
 def test_another_backbone_or_k_is_told(tmp_path):
@@ -94,8 +104,8 @@ def test_names_shapes_and_values_must_be_theirs(tmp_path):
     refused("Unexpected key.*classifier.weight", **{"classifier.weight": torch.zeros(10, 512)})
     refused("mismatch for backbone.conv1.weight: .*64, 3, 3, 3", **{"resnet.conv1.weight": torch.zeros(64, 3, 3, 3)})
     refused("not finite", **{"cluster_projector.2.bias": torch.full((10,), torch.nan)})
-    torch.save(net, path)
-    refused("no dict 'net' of tensors")
+    torch.save({"net": {n: v for n, v in net.items() if "resnet" not in n}, "args": [1]}, path)
+    refused(r"holds no resnet.conv1.weight, with or without a prefix, but \['net.instance_projector.0.weight', .*FILE")
     torch.save({"net": {n: v for n, v in net.items() if "cluster_projector" not in n}}, path)
     refused("Missing key.*cluster_head.0.weight")
 
@@ -103,7 +113,7 @@ def test_names_shapes_and_values_must_be_theirs(tmp_path):
 def test_they_are_scored_on_a_data_set(tmp_path, capsys, monkeypatch):
     rng = np.random.default_rng(0)
     images, labels = rng.integers(0, 256, (20, 3, 32, 32)).astype(np.uint8), np.arange(20) % 10
-    cifar = data.ImageSet("cifar10", images, np.full((20, 2), 32), labels, tuple("0123456789"), "made here")
+    cifar = data.ImageSet("cifar10", images, labels, tuple("0123456789"), "made here")
     monkeypatch.setattr(data, "load", lambda name, root: cifar)
     authors_file(tmp_path / "c.tar", epoch=0)
     predict.evaluate(authors_checkpoint=tmp_path / "c.tar", backbone="resnet18")

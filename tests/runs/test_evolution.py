@@ -43,7 +43,7 @@ def test_examples_are_the_surest_right_the_surest_wrong_and_the_least_decided():
 
 def test_margin_is_the_lead_over_the_second_cluster(patterns, tiny):
     model = build(tiny, 1)
-    _, p = embed(model, torch.from_numpy(patterns.images), 8)
+    _, p = embed(model, torch.from_numpy(patterns.images), tiny)
     found = evaluate(tiny, patterns, model)
     lead = [row.max() - max(np.delete(row, row.argmax())) for row in p]
     assert np.array_equal(found.margin, np.array(lead))
@@ -54,7 +54,7 @@ def test_histograms_count_every_positive_and_negative_pair_of_rows_and_columns(p
     model = build(tiny, 1)
     counts = cosine_histograms(tiny, patterns, model)
     rows = fixed_rows(96, 32)  # a tenth would not fill a batch
-    (views,) = pairs(torch.from_numpy(patterns.images[rows]), torch.from_numpy(patterns.sizes[rows]), tiny, epoch=0)
+    (views,) = pairs(torch.from_numpy(patterns.images[rows]), tiny, epoch=0)
     with torch.no_grad():
         (z_a, p_a), (z_b, p_b) = (model.eval()(view) for view in views)
     for head, a, b in (("instance", z_a, z_b), ("cluster", p_a.T, p_b.T)):

@@ -16,7 +16,7 @@ from ccrepro.runs.resume import fit
 from ccrepro.runs.weights import load_model
 
 REQUIRED = {"dataset", "variant", "preset", "seed", "config", "scores", "epochs", "seconds", "hardware", "versions"}
-REQUIRED |= {"commit", "data_sha256", "class_names", "examples", "n_images", "packed_shape", "n_clusters_used"}
+REQUIRED |= {"commit", "data_sha256", "class_names", "examples", "n_images", "images", "n_clusters_used"}
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_a_record_has_what_tables_and_figures_need(done, patterns, tiny):
     assert len(made["history"]["loss"]) == made["epochs"] == 2
     assert np.sum(made["contingency"]) == 96
     assert np.trace(made["contingency"]) / 96 == pytest.approx(made["scores"]["acc"])
-    assert (made["data_sha256"], made["n_images"], made["packed_shape"]) == (patterns.sha256, 96, [1, 8, 8])
+    assert (made["data_sha256"], made["n_images"], made["images"]) == (patterns.sha256, 96, "96 images of 8×8 pixels")
     assert made["hardware"]["cpu"]
     assert "torch" in made["versions"]
     json.dumps(made, allow_nan=False)
@@ -60,7 +60,7 @@ def test_a_run_leaves_its_record_its_model_and_its_clustering_in_its_folder(done
     assert accuracy(patterns.labels, kept["labels_pred"]) == made["scores"]["acc"]
     assert kept["features"].shape == (96, 64)
     model, config, about = load_model(this.folder)
-    assert (config, about) == (tiny, {"channels": 1, "side": 8})
+    assert (config, about) == (tiny, {"channels": 1})
     assert np.array_equal(evaluate(tiny, patterns, model).labels_pred, kept["labels_pred"])
 
 

@@ -30,7 +30,7 @@ def broken(*modes):
 )
 def test_a_mode_that_fails_gives_way_to_the_next_simpler_one(patterns, tiny, monkeypatch, capsys, modes, left):
     monkeypatch.setattr(train, "_compiled_losses", broken(*modes))
-    monkeypatch.setattr("ccrepro.augmentations._compiled_sharp", lambda: lambda *a: pytest.fail("not here"))
+    monkeypatch.setattr("ccrepro.augmentations._compiled_jitter", lambda: lambda *a: pytest.fail("not here"))
     state = train.start(tiny.replace(views="none"), patterns)
     state.config = state.config.replace(compile="reduce-overhead")
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}

@@ -11,32 +11,31 @@ from ccrepro.model import build
 from ccrepro.recipes import recipe
 from ccrepro.runs import resume, streaming
 
-SIZE = 12
+CONFIG = recipe("own", "own", backbone="small", image_size=12, n_clusters=3)
 
 
 @pytest.fixture(scope="module")
 def model():
-    config = recipe("own", "own", backbone="small", image_size=SIZE, n_clusters=3)
-    return build(config).eval().requires_grad_(False)
+    return build(CONFIG).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def paths(tmp_path_factory):
-    """48 files of noise, 16 pixels wide and 12 high."""
+    """48 files of noise, 16 to 18 pixels wide and 12 high."""
     folder, rng = tmp_path_factory.mktemp("stream"), np.random.default_rng(0)
     for i in range(48):
-        Image.fromarray(rng.integers(0, 256, (12, 16, 3)).astype(np.uint8)).save(folder / f"{i:02d}.png")
+        Image.fromarray(rng.integers(0, 256, (12, 16 + i % 3, 3)).astype(np.uint8)).save(folder / f"{i:02d}.png")
     return sorted(map(str, folder.iterdir()))
 
 
 def answers(model, paths):
-    return streaming.predict(model, SIZE, SIZE, paths)
+    return streaming.predict(model, CONFIG, paths)
 
 
 def test_outputs_are_those_of_the_model(model):
     images = np.random.default_rng(0).integers(0, 256, (21, 3, 12, 16)).astype(np.uint8)
-    found = streaming.outputs(model, images, SIZE)
-    views = eval_view(torch.from_numpy(images), SIZE)
+    found = streaming.outputs(model, images, CONFIG)
+    views = eval_view(torch.from_numpy(images), 12)
     for array, expected in zip(found, (*model(views), model.backbone(views)), strict=True):
         np.testing.assert_allclose(array, expected, atol=1e-5)
     assert not model.backbone._forward_hooks
@@ -80,7 +79,7 @@ def test_a_chunk_that_is_seen_once_is_an_epoch_of_it(patterns, tiny):
     config = tiny.replace(epochs=1)
     trained, history = resume.fit(config, patterns)
     state = train.start(config, patterns)
-    numbers = streaming.learn(state, patterns.images, patterns.sizes)
+    numbers = streaming.learn(state, patterns.images)
     learned = state.model.state_dict()
     assert all(torch.equal(value, learned[name]) for name, value in trained.state_dict().items())
     assert numbers | {"seconds": 0} == history[0] | {"seconds": 0}
@@ -88,6 +87,6 @@ def test_a_chunk_that_is_seen_once_is_an_epoch_of_it(patterns, tiny):
 
 def test_several_steps_on_a_chunk_each_see_other_views(patterns, tiny):
     state = train.start(tiny, patterns)
-    numbers = streaming.learn(state, patterns.images[:40], patterns.sizes[:40], steps=20)
+    numbers = streaming.learn(state, patterns.images[:40], steps=20)
     assert (state.epoch, numbers["epoch"], len(state.history)) == (20, 20, 1)
-    assert streaming.learn(state, patterns.images[:40], patterns.sizes[:40])["loss"] < numbers["loss"]
+    assert streaming.learn(state, patterns.images[:40])["loss"] < numbers["loss"]

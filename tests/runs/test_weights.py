@@ -1,6 +1,8 @@
+import argparse
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -69,9 +71,41 @@ def test_torchs_own_format_is_no_safetensors_and_is_read_only_where_it_holds_ten
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(CheckpointError, match="not tensors alone as torch"):
         read_pickle(path)
-    torch.save({"w": Hostile()}, path)
-    with pytest.raises(CheckpointError, match="not tensors alone as torch"):
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize(
+    ("content", "protocol", "uses"),
+    [
+        (Hostile(), 2, "_?io.open"),
+        (argparse.Namespace(lr=1), 2, "argparse.Namespace"),
+        (torch.nn.Linear(1, 1), 2, "torch.nn.modules.linear.Linear"),
+        (np.ones(2), 2, "numpy._core.multiarray._reconstruct"),
+        (torch.ones(2), 4, "pickle protocol 4 or later"),
+        (torch.ones(2), 5, "pickle protocol 4 or later"),
+    ],
+)
+def test_what_torch_refuses_is_named_with_the_way_to_save_it(path, content, protocol, uses, zipped):
+    torch.save({"w": content}, path, pickle_protocol=protocol, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(CheckpointError, match=rf"uses {uses}, .* with torch.save\(model.state_dict\(\), FILE\)\.$"):
         read_pickle(path)
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.int64])
+def test_integers_of_numpy_1_and_2_are_plain_values(path, kind):
+    torch.save({"net": {"w": torch.ones(2)}, "epoch": kind(990)}, path, _use_new_zipfile_serialization=False)
+    blob, allowed = path.read_bytes(), torch.serialization.get_safe_globals()
+    assert blob.count(b"numpy._core.multiarray\nscalar") == 1
+    for module in (b"numpy._core.", b"numpy.core."):
+        path.write_bytes(blob.replace(b"numpy._core.", module))
+        assert list(read_pickle(path).items())[1] == ("epoch", 990)
+    assert set(torch.serialization.get_safe_globals()) == set(allowed)
+
+
+@pytest.mark.filterwarnings("error")
+def test_protocol_3_is_read_in_silence(path):
+    torch.save({"w": torch.ones(2)}, path, pickle_protocol=3)
+    assert read_pickle(path)["w"].tolist() == [1, 1]
 
 
 def test_a_model_that_is_absent_cut_off_not_finite_or_without_settings(path, model):

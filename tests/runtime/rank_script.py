@@ -44,7 +44,7 @@ def first_step(config: Config, data: ImageSet, ranks: Ranks) -> dict[str, torch.
     """
     model = build(config, data.images.shape[1]).double().eval()
     (part,) = batches.passes(config, data)
-    views = next(batches.pairs(part.images, part.sizes, config, epoch=0, rows=ranks.rows(config.batch_size)))
+    views = next(batches.pairs(part.images, config, epoch=0, rows=ranks.rows(config.batch_size)))
     network = ranks.wrap(model)
     loss, metrics = train.losses(network, *(view.double() for view in views), config, config.heads, ranks.gather)
     loss.backward()

@@ -13,7 +13,7 @@ CLOSE = {"rtol": 0, "atol": 5e-6}  # in units of [0, 1]: rounding of float32 in 
 
 def draw(generator, n, height, width, size):
     config = recipe("imagenet10", "paper", image_size=size)
-    return A.draw(generator, torch.tensor([[height, width]]).expand(n, 2), (height, width), config)
+    return A.draw(generator, torch.tensor([[height, width]]).expand(n, 2), config)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -26,6 +26,10 @@ def test_colour_jitter_without_branches_is_the_same_function(photos, generator, 
     assert len(drawn.order[drawn.jitter].unique(dim=0)) == 24
     fused = fused_views.color_jitter(x, drawn.jitter, drawn.factors, drawn.order, drawn.grayscale)
     assert_close(fused, A.color_jitter(x, drawn), **CLOSE)
+    x = fused_views.nearest_level(x)
+    fused = fused_views.color_jitter(x, drawn.jitter, drawn.factors, drawn.order, drawn.grayscale, quantize=True)
+    apart = 255 * (fused - A.color_jitter(x, drawn, quantize=True)).abs()
+    assert (apart > 0.01).float().mean() < 1e-3  # a sum in another order may fall to the other side of a level
 
 
 @pytest.mark.slow
