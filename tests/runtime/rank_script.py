@@ -25,7 +25,7 @@ from ccrepro.runtime.distributed import Ranks, join
 
 def images(channels: int) -> ImageSet:
     pixels = np.random.default_rng(0).integers(0, 256, (32, channels, 8, 8), np.uint8)
-    return ImageSet("noise", pixels, np.full((32, 2), 8), np.zeros(32, int), ("a",), "")
+    return ImageSet("noise", pixels, np.zeros(32, int), ("a",), "")
 
 
 DATA, CONFIG = images(1), recipe("digits", "demo", batch_size=16, epochs=60, device="cpu")
