@@ -146,20 +146,27 @@ def resized_crop(images: Tensor | Ragged, box: Tensor, flip: Tensor, size: int, 
 
     box: (N, 4) in whole pixels, on the CPU where images differ in size.
     """
-    if (
-        quantize and images.device.type == "cpu"
-    ):  # image by image, in bytes: PIL's own arithmetic, and four times as fast
-        parts = zip(images, box.int().tolist(), strict=True)
-        cut = (image[None, :, top : top + height, left : left + width] for image, (top, left, height, width) in parts)
-        views = torch.cat([F.interpolate(part, (size, size), mode="bilinear", antialias=True) for part in cut])
-        return torch.where(flip.view(-1, 1, 1, 1), views.flip(3), views).float().div_(255)
-    if isinstance(images, Ragged):
-        parts = [slice(i, i + CUT_AT_ONCE) for i in range(0, len(images), CUT_AT_ONCE)]
-        cut = (resized_crop(images[p].cut(box[p]), box[p] * OF_CUT, flip[p], size, quantize) for p in parts)
-        return torch.cat([*cut])
-    top, left, height, width = box.to(images.device, non_blocking=True).unbind(1)
+    if quantize and images.device.type == "cpu":
+        return _crop_one_by_one(images, box, flip, size)
+    if isinstance(images, Tensor):
+        return _crop_together(images, box, flip, size, quantize)
+    parts = [slice(i, i + CUT_AT_ONCE) for i in range(0, len(images), CUT_AT_ONCE)]
+    return torch.cat([_crop_together(images[p].cut(box[p]), box[p] * OF_CUT, flip[p], size, quantize) for p in parts])
+
+
+def _crop_one_by_one(images: Tensor | Ragged, box: Tensor, flip: Tensor, size: int) -> Tensor:
+    """In bytes, by PIL's own arithmetic; on a CPU four times as fast."""
+    boxes = zip(images, box.int().tolist(), strict=True)
+    cut = (image[None, :, top : top + height, left : left + width] for image, (top, left, height, width) in boxes)
+    views = torch.cat([F.interpolate(part, (size, size), mode="bilinear", antialias=True) for part in cut])
+    return torch.where(flip.view(-1, 1, 1, 1), views.flip(3), views).float().div_(255)
+
+
+def _crop_together(images: Tensor, box: Tensor, flip: Tensor, size: int, quantize: bool) -> Tensor:
+    box, flip = (values.to(images.device, non_blocking=True) for values in (box, flip))
+    top, left, height, width = box.unbind(1)
     x = images.permute(0, 3, 1, 2).contiguous().float().div_(255).permute(0, 2, 3, 1)  # columns first: they are resized
-    x = _rounded(rows.resize(x.mT, left, width, size, flip.to(images.device, non_blocking=True)).mT, quantize)
+    x = _rounded(rows.resize(x.mT, left, width, size, flip).mT, quantize)
     return _rounded(rows.resize(x, top, height, size), quantize)
 
 

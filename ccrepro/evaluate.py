@@ -44,8 +44,10 @@ def evaluate(config: Config, data: ImageSet, model: ContrastiveClusteringModel |
     images = as_tensor(data.images)
     if config.baseline:
         if isinstance(images, Ragged):  # a baseline needs as many pixels of each
-            images = torch.cat([eval_view(images[i : i + 1], config.image_size) for i in range(len(images))]) * 255
-        pixels = images.reshape(len(images), -1).numpy().astype(np.float32) / 255
+            views = torch.cat([eval_view(images[i : i + 1], config.image_size) for i in range(len(images))])
+        else:
+            views = images.float() / 255
+        pixels = views.flatten(1).numpy()
         return Clustering(BASELINES[config.baseline](pixels, config.n_clusters, config.seed), pixels)
     z, p = embed(model, images, config)
     if config.heads == "instance":

@@ -182,6 +182,8 @@ def _or_error(function: Callable[..., Any], *arguments: Any) -> Any:
 def _decode_into(pixels: Path, longest: int, path: Path, start: int, size: np.ndarray) -> None:
     """Decode a file of this (height, width) into its place."""
     image = decode(path, longest)
+    if image.shape[1:] != tuple(size):
+        raise BadImage("damaged: its header tells another size than its pixels have")
     np.load(pixels, mmap_mode="r+")[start : start + image.size].reshape(image.shape)[:] = image
 
 
