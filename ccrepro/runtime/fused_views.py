@@ -26,9 +26,6 @@ def color_jitter(
     """
     factor, rank = factors.unbind(1), torch.argsort(order, 1).unbind(1)
 
-    def ended(channels: Iterable[Tensor]) -> Sequence[Tensor]:
-        return [level_below(c.clamp(0, 1)) if quantize else c.clamp(0, 1) for c in channels]
-
     def toned(channels: Sequence[Tensor], late: bool, after_hue: bool, second: bool) -> Sequence[Tensor]:
         """Brightness or saturation, if one of them is due here."""
 
@@ -39,7 +36,7 @@ def color_jitter(
         bright, saturated = due(BRIGHTNESS, SATURATION), due(SATURATION, BRIGHTNESS) & (len(channels) == 3)
         scale = torch.where(bright, factor[BRIGHTNESS], torch.where(saturated, factor[SATURATION], 1.0))
         gray = _per_channel(torch.where(saturated, 1 - factor[SATURATION], 0.0)) * gray_of(channels)
-        return ended(_per_channel(scale) * c + gray for c in channels)
+        return _ended((_per_channel(scale) * c + gray for c in channels), quantize)
 
     def side(channels: Sequence[Tensor], late: bool) -> Sequence[Tensor]:
         """All that comes before the contrast, or after it."""
@@ -56,10 +53,15 @@ def color_jitter(
     channels = side(x.unbind(1), late=False)
     scale = _per_channel(torch.where(jitter, factor[CONTRAST], 1.0))
     mean = (1 - scale) * gray_of(channels).mean((1, 2), keepdim=True)
-    channels = side(ended(scale * c + mean for c in channels), late=True)
+    channels = side(_ended((scale * c + mean for c in channels), quantize), late=True)
     gray, dropped = gray_of(channels), _per_channel(grayscale)
     gray = nearest_level(gray) if quantize else gray
     return torch.stack([torch.where(dropped, gray, c) for c in channels], 1)
+
+
+def _ended(channels: Iterable[Tensor], quantize: bool) -> Sequence[Tensor]:
+    channels = [c.clamp(0, 1) for c in channels]
+    return [level_below(c) for c in channels] if quantize else channels
 
 
 def turn_hue(channels: Sequence[Tensor], shift: Tensor, quantize: bool = False) -> list[Tensor]:
