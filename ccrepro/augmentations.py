@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from ccrepro.config import Config
 from ccrepro.runtime import fused_views, rows
-from ccrepro.runtime.fused_views import BRIGHTNESS, CONTRAST, HUE, SATURATION, level_below, nearest_level
+from ccrepro.runtime.fused_views import BRIGHTNESS, CONTRAST, HUE, SATURATION, cut, rounded
 from ccrepro.runtime.ragged import Ragged, sizes_of
 
 OF_CUT = torch.tensor((0, 0, 1, 1))  # turns a box into that of the image's part that it cuts out
@@ -120,13 +120,13 @@ def apply(
         return torch.cat([apply(images[i : i + few], parameters[i : i + few], size, quantize) for i in starts])
     x = resized_crop(images, parameters.box, parameters.flip, size, quantize)
     if parameters.affine is not None:
-        x = _rounded(affine(x, parameters.affine), quantize)
+        x = rounded(affine(x, parameters.affine), quantize)
     if fused:
         drawn = (parameters.jitter, parameters.factors, parameters.order, parameters.grayscale)
         x = (_compiled_jitter() if compiled else fused_views.color_jitter)(x, *drawn, quantize)
     else:
         x = color_jitter(x, parameters, quantize)
-    return x if parameters.sigma is None else _rounded(gaussian_blur(x, parameters.sigma), quantize)
+    return x if parameters.sigma is None else rounded(gaussian_blur(x, parameters.sigma), quantize)
 
 
 @functools.cache
@@ -157,8 +157,8 @@ def resized_crop(images: Tensor | Ragged, box: Tensor, flip: Tensor, size: int, 
 def _crop_one_by_one(images: Tensor | Ragged, box: Tensor, flip: Tensor, size: int) -> Tensor:
     """In bytes, by PIL's own arithmetic; on a CPU four times as fast."""
     boxes = zip(images, box.int().tolist(), strict=True)
-    cut = (image[None, :, top : top + height, left : left + width] for image, (top, left, height, width) in boxes)
-    views = torch.cat([F.interpolate(part, (size, size), mode="bilinear", antialias=True) for part in cut])
+    crops = (image[None, :, top : top + height, left : left + width] for image, (top, left, height, width) in boxes)
+    views = torch.cat([F.interpolate(crop, (size, size), mode="bilinear", antialias=True) for crop in crops])
     return torch.where(flip.view(-1, 1, 1, 1), views.flip(3), views).float().div_(255)
 
 
@@ -166,8 +166,8 @@ def _crop_together(images: Tensor, box: Tensor, flip: Tensor, size: int, quantiz
     box, flip = (values.to(images.device, non_blocking=True) for values in (box, flip))
     top, left, height, width = box.unbind(1)
     x = images.permute(0, 3, 1, 2).contiguous().float().div_(255).permute(0, 2, 3, 1)  # columns first: they are resized
-    x = _rounded(rows.resize(x.mT, left, width, size, flip).mT, quantize)
-    return _rounded(rows.resize(x, top, height, size), quantize)
+    x = rounded(rows.resize(x.mT, left, width, size, flip).mT, quantize)
+    return rounded(rows.resize(x, top, height, size), quantize)
 
 
 def affine(x: Tensor, parameters: Tensor) -> Tensor:
@@ -197,34 +197,26 @@ def color_jitter(x: Tensor, parameters: Parameters, quantize: bool = False) -> T
                 factor = parameters.factors[chosen, number].view(-1, 1, 1, 1)
                 x.index_copy_(0, chosen, operation(x.index_select(0, chosen), factor, quantize))
     gray = parameters.grayscale.nonzero()[:, 0]
-    x[gray] = _rounded(luminance(x[gray]), quantize)
+    x[gray] = rounded(luminance(x[gray]), quantize)
     return x
 
 
 def brightness(x: Tensor, factor: Tensor, quantize: bool = False) -> Tensor:
-    return _cut((x * factor).clamp_(0, 1), quantize)
+    return cut((x * factor).clamp_(0, 1), quantize)
 
 
 def contrast(x: Tensor, factor: Tensor, quantize: bool = False) -> Tensor:
     mean = luminance(x).mean((1, 2, 3), keepdim=True)
-    return _cut((x * factor).add_((1 - factor) * mean).clamp_(0, 1), quantize)
+    return cut((x * factor).add_((1 - factor) * mean).clamp_(0, 1), quantize)
 
 
 def saturation(x: Tensor, factor: Tensor, quantize: bool = False) -> Tensor:
-    return _cut(torch.lerp(luminance(x), x, factor).clamp_(0, 1), quantize)
+    return cut(torch.lerp(luminance(x), x, factor).clamp_(0, 1), quantize)
 
 
 def hue(x: Tensor, shift: Tensor, quantize: bool = False) -> Tensor:
     """Turn the hue by ``shift`` turns with value and chroma kept: float (N, 3, S, S), (N, 1, 1, 1) → (N, 3, S, S)."""
     return torch.stack(fused_views.turn_hue(x.unbind(1), shift[:, 0], quantize), 1)
-
-
-def _rounded(x: Tensor, quantize: bool) -> Tensor:
-    return nearest_level(x) if quantize else x
-
-
-def _cut(x: Tensor, quantize: bool) -> Tensor:
-    return level_below(x) if quantize else x  # as PIL's blend does
 
 
 def luminance(x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from ccrepro.augmentations import Parameters
 from ccrepro.data import as_tensor
 from ccrepro.data.images import decode, image_files, size_of
 from ccrepro.recipes import recipe
-from ccrepro.runtime.ragged import stacked
+from ccrepro.runtime.ragged import sizes_of, stacked
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from reference import augment  # the authors' order of operations, with parameters that are given
@@ -63,33 +63,33 @@ def blurred(view: Image.Image, sigma: float) -> Image.Image:
     return Image.fromarray(cv2.GaussianBlur(np.array(view), size, sigma)) if sigma else view
 
 
-def pairs(files: list[Path], parameters: Parameters, quantize: bool) -> tuple[Tensor, Tensor]:
-    """Our views and theirs of the files, the i-th with parameters i: (N, 3, S, S) each."""
-    images = as_tensor(stacked([decode(file) for file in files]))
-    ours = augmentations.apply(images, parameters, SIDE, quantize)
-    sharp, theirs = dataclasses.replace(parameters, sigma=None), []
+def authors(files: list[Path], parameters: Parameters) -> Tensor:
+    """Their views of the files, the i-th with parameters i: (N, 3, S, S)."""
+    sharp, views = dataclasses.replace(parameters, sigma=None), []
     for i, file in enumerate(files):
         with Image.open(file) as image:
             view = augment(image.convert("RGB"), sharp, i, SIDE)
-        theirs.append(TF.to_tensor(blurred(view, 0 if parameters.sigma is None else parameters.sigma[i].item())))
-    return ours, torch.stack(theirs)
+        views.append(TF.to_tensor(blurred(view, 0 if parameters.sigma is None else parameters.sigma[i].item())))
+    return torch.stack(views)
 
 
 def table(files: list[Path]) -> pd.DataFrame:
     """One line per kind of view."""
     found, generator = [], torch.Generator().manual_seed(0)
-    sizes = torch.tensor([decode(file).shape[1:] for file in files])
+    images = as_tensor(stacked([decode(file) for file in files]))
+    sizes = torch.from_numpy(sizes_of(images))
     crop_only = {"jitter": 0, "grayscale": 0, "blur": 0}
     configs = {f"all of {name}'s operations": recipe(name, "paper") for name in ("cifar10", "imagenet10")}
     for name, share in SHARES.items():
         configs[f"crop of {name}"] = recipe("imagenet10", "paper", crop_scale=share, **crop_only)
     for name, config in configs.items():
         drawn = [augmentations.draw(generator, sizes, config) for _ in range(DRAWS)]
+        theirs = torch.cat([authors(files, parameters) for parameters in drawn])
         for quantize in (True, False):
-            both = zip(*(pairs(files, parameters, quantize) for parameters in drawn), strict=True)
-            found.append({"view": name + ", not rounded" * (not quantize)} | line(*map(torch.cat, both)))
+            ours = torch.cat([augmentations.apply(images, parameters, SIDE, quantize) for parameters in drawn])
+            found.append({"view": name + ", not rounded" * (not quantize)} | line(ours, theirs))
     whole = [TF.to_tensor(TF.resize(Image.open(file).convert("RGB"), [SIDE, SIDE])) for file in files]
-    ours = augmentations.eval_view(as_tensor(stacked([decode(file) for file in files])), SIDE, quantize=True)
+    ours = augmentations.eval_view(images, SIDE, quantize=True)
     return pd.DataFrame([{"view": "evaluation"} | line(ours, torch.stack(whole)), *found])
 
 

@@ -31,7 +31,7 @@ from ccrepro.recipes import recipe
 from ccrepro.runs.record import git_commit, hardware, versions
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
-from ccrepro.runtime.ragged import sizes_of, stacked
+from ccrepro.runtime.ragged import Ragged, sizes_of, stacked
 
 Rounds = Annotated[int, Parameter(validator=Number(gte=1))]
 Way = Callable[[], Any]  # one call of what is timed
@@ -167,7 +167,7 @@ def views(
     theirs, resident, sizes = authors_way.Views(images, config), images.to(device), torch.from_numpy(sizes_of(images))
 
     def ours() -> Tensor:
-        drawn = augmentations.draw(generator, sizes, config).to(device)
+        drawn = augmentations.draw(generator, sizes, config).to(device, keep_box=isinstance(images, Ragged))
         return augmentations.apply(resident, drawn, side, config.quantize, compiled)
 
     seconds = interleaved({"authors": lambda: [*map(theirs.transform, theirs.images)], "ours": ours}, rounds, device)

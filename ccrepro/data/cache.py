@@ -88,6 +88,10 @@ def read(folder: Path, made_from: str | None = None) -> ImageSet | None:
             return None
     except (OSError, ValueError, KeyError):
         return None
+    return _mapped(folder, index)
+
+
+def _mapped(folder: Path, index: dict[str, Any]) -> ImageSet:
     arrays = {Path(name).stem: np.load(folder / name, mmap_mode="r") for name in index["sha256"]}
     images = joined(arrays["pixels"], arrays["sizes"]) if "pixels" in arrays else arrays["images"]
     parts = {name: arrays.get(name) for name in ("labels", "unlabeled")}
@@ -123,7 +127,7 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Image
     atomic_write(scratch / "index.json", json.dumps(index))
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)
-    return read(folder)
+    return _mapped(folder, index)
 
 
 def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, Any]:

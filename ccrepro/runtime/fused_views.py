@@ -6,7 +6,7 @@ waits for the host. Tests hold it equal to the plain form in `ccrepro.augmentati
 Letters: N views, C channels (1 or 3), S the side of the view.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def color_jitter(
         bright, saturated = due(BRIGHTNESS, SATURATION), due(SATURATION, BRIGHTNESS) & (len(channels) == 3)
         scale = torch.where(bright, factor[BRIGHTNESS], torch.where(saturated, factor[SATURATION], 1.0))
         gray = _per_channel(torch.where(saturated, 1 - factor[SATURATION], 0.0)) * gray_of(channels)
-        return _ended((_per_channel(scale) * c + gray for c in channels), quantize)
+        return [cut((_per_channel(scale) * c + gray).clamp(0, 1), quantize) for c in channels]
 
     def side(channels: Sequence[Tensor], late: bool) -> Sequence[Tensor]:
         """All that comes before the contrast, or after it."""
@@ -53,15 +53,9 @@ def color_jitter(
     channels = side(x.unbind(1), late=False)
     scale = _per_channel(torch.where(jitter, factor[CONTRAST], 1.0))
     mean = (1 - scale) * gray_of(channels).mean((1, 2), keepdim=True)
-    channels = side(_ended((scale * c + mean for c in channels), quantize), late=True)
-    gray, dropped = gray_of(channels), _per_channel(grayscale)
-    gray = nearest_level(gray) if quantize else gray
+    channels = side([cut((scale * c + mean).clamp(0, 1), quantize) for c in channels], late=True)
+    gray, dropped = rounded(gray_of(channels), quantize), _per_channel(grayscale)
     return torch.stack([torch.where(dropped, gray, c) for c in channels], 1)
-
-
-def _ended(channels: Iterable[Tensor], quantize: bool) -> Sequence[Tensor]:
-    channels = [c.clamp(0, 1) for c in channels]
-    return [level_below(c) for c in channels] if quantize else channels
 
 
 def turn_hue(channels: Sequence[Tensor], shift: Tensor, quantize: bool = False) -> list[Tensor]:
@@ -84,18 +78,17 @@ def turn_hue(channels: Sequence[Tensor], shift: Tensor, quantize: bool = False) 
     # A channel is least within a sixth of the opposite hue, and most where it is two sixths away from that.
     away = (hue - opposite for opposite in (3, 5, 1))  # cyan, magenta, yellow
     away = (d.sub_((d / 6).round_(), alpha=6).abs_() for d in away)
-    turned = [most - d.neg_().add_(2).clamp_(0, 1).mul_(chroma) for d in away]
-    return [nearest_level(c) for c in turned] if quantize else turned
+    return [rounded(most - d.neg_().add_(2).clamp_(0, 1).mul_(chroma), quantize) for d in away]
 
 
-def nearest_level(x: Tensor) -> Tensor:
-    """x in [0, 1], rounded to whole levels of 0 … 255, halves up."""
-    return (255 * x).add_(0.5 + TINY).floor_().div_(255)
+def rounded(x: Tensor, quantize: bool) -> Tensor:
+    """x in [0, 1]; with ``quantize`` rounded to whole levels of 0 … 255, halves up, as PIL resizes and converts."""
+    return (255 * x).add_(0.5 + TINY).floor_().div_(255) if quantize else x
 
 
-def level_below(x: Tensor) -> Tensor:
-    """x in [0, 1] without fractions of the levels 0 … 255."""
-    return (255 * x).add_(TINY).floor_().div_(255)
+def cut(x: Tensor, quantize: bool) -> Tensor:
+    """x in [0, 1]; with ``quantize`` without fractions of the levels 0 … 255, as PIL blends."""
+    return (255 * x).add_(TINY).floor_().div_(255) if quantize else x
 
 
 def gray_of(channels: Sequence[Tensor]) -> Tensor:
