@@ -7,19 +7,22 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 from sklearn.metrics.cluster import contingency_matrix
+from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 
 def accuracy(labels_true: ArrayLike, labels_pred: ArrayLike) -> float:
     """ACC: the share of images whose cluster is matched to their class, under the best one-to-one matching.
 
-    Both (n_images,). Label values do not matter. Images of a class or a cluster without a match count as wrong.
+    Both (n_images,) or (n_images, 1); their values do not matter. Images of a class or a cluster without a match count
+    as wrong. Raises `ValueError` where the lengths differ.
     """
-    counts = contingency_matrix(labels_true, labels_pred)
+    counts = contingency_matrix(*_pair(labels_true, labels_pred))
     return float(counts[linear_sum_assignment(counts, maximize=True)].sum() / counts.sum())
 
 
 def scores(labels_true: ArrayLike, labels_pred: ArrayLike) -> dict[str, float]:
-    """``nmi`` (arithmetic mean, scikit-learn's default), ``acc`` and ``ari``. Both arguments (n_images,)."""
+    """``nmi`` (arithmetic mean, scikit-learn's default), ``acc`` and ``ari``. Arguments as of `accuracy`."""
+    labels_true, labels_pred = _pair(labels_true, labels_pred)
     return {
         "nmi": float(normalized_mutual_info_score(labels_true, labels_pred)),
         "acc": accuracy(labels_true, labels_pred),
@@ -44,10 +47,17 @@ def matched_classes(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: 
 
 def _counts(labels_true: ArrayLike, labels_pred: ArrayLike, n_clusters: int) -> np.ndarray:
     """(classes, n_clusters) how many images fall in each pair."""
+    labels_true, labels_pred = _pair(labels_true, labels_pred)
     classes, rows = np.unique(labels_true, return_inverse=True)
     counts = np.zeros((len(classes), n_clusters), dtype=np.int64)
-    np.add.at(counts, (rows, np.asarray(labels_pred)), 1)
+    np.add.at(counts, (rows, labels_pred), 1)
     return counts
+
+
+def _pair(labels_true: ArrayLike, labels_pred: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Both as (n_images,). Raises `ValueError` for other shapes, and where their lengths differ."""
+    check_consistent_length(labels_true, labels_pred)
+    return column_or_1d(labels_true), column_or_1d(labels_pred)
 
 
 def mean_sd(values: Iterable[float]) -> str:

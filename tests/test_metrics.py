@@ -103,3 +103,15 @@ def test_matched_classes_are_those_of_the_accuracy():
 @pytest.mark.parametrize(("values", "text"), [([], "–"), ([0.97], "0.970"), ([0.967, 0.972, 0.977], "0.972 ± 0.005")])
 def test_standard_deviation_is_that_of_a_sample(values, text):
     assert mean_sd(values) == text
+
+
+@pytest.mark.parametrize(
+    "call", [accuracy, scores, lambda *both: contingency(*both, 3), lambda *both: matched_classes(*both, 3)]
+)
+def test_labels_may_be_a_column_but_not_more_or_fewer_than_images(call):
+    true, pred = np.array([0, 1, 2, 1]), np.array([1, 0, 2, 0])
+    assert np.array_equal(call(true[:, None], pred[:, None]), call(true, pred))
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        call(true, pred[:3])
+    with pytest.raises(ValueError, match="1d"):
+        call(np.stack([true, true], 1), pred)
