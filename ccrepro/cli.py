@@ -4,6 +4,7 @@ A command is a function, and its signature gives the options. It imports what it
 seconds, and a mistake is told before.
 """
 
+import contextlib
 import io
 import os
 import sys
@@ -42,7 +43,7 @@ OfImages = settings(
     *("dataset", "preset", "variant", "n_clusters", "baseline", "unlabeled", "sample"),
 )
 DataSet = Annotated[str, Parameter(help="Name of the data set.")]
-RunsDir = Annotated[str, Parameter(help="Folder of runs.")]
+RunsDir = Annotated[str, Parameter(help="Folder of runs; else runs/.")]
 DataDir = Annotated[str, Parameter(help="Folder of data sets; else $CCREPRO_DATA, else data/.")]
 
 app = App(
@@ -103,8 +104,9 @@ def train(
     /,
     *,
     max_minutes: Annotated[float, Parameter(help="In place of --epochs: as many as fit, measured first.")] = 0,
+    restart: Annotated[bool, Parameter(help="Train anew what is done; until the end, the old one stays.")] = False,
     commit: Annotated[str, Parameter(help="Of the code, for the record, where there is no .git.")] = "",
-    runs_dir: RunsDir = "runs",
+    runs_dir: RunsDir = "",
     data_dir: DataDir = "",
     **given: Unpack[OfRecipe],
 ) -> None:
@@ -119,18 +121,23 @@ def train(
     from ccrepro.runtime.device import choose_device
     from ccrepro.runtime.distributed import join
 
-    with join(choose_device(config.device)) as ranks:
-        images = data.sample(data.load(config.dataset, data_dir), config.sample, config.seed)
-        if max_minutes:
-            epochs = ranks.share(lambda: rehearsal.epochs_within(config, images, max_minutes, began))
-            config = config.replace(epochs=epochs)
-        if ranks.rank > 0:
-            fit(config, images, ranks=ranks)
-            return
-        run = Run(config, images, runs_dir)
-        trained = fit(config, images, run.report, run.checkpoints, ranks)
-    record = run.finish(*trained, commit)
-    print(*(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items()), f"-> {run.folder}/run.json")
+    with contextlib.ExitStack() as held:
+        with join(choose_device(config.device)) as ranks:
+            images = data.sample(data.load(config.dataset, data_dir), config.sample, config.seed)
+            if max_minutes:
+                epochs = ranks.share(lambda: rehearsal.epochs_within(config, images, max_minutes, began))
+                config = config.replace(epochs=epochs)
+            if ranks.rank > 0:
+                if not ranks.share(bool):
+                    fit(config, images, ranks=ranks)
+                return
+            run = held.enter_context(Run(config, images, runs_dir, restart))
+            done = ranks.share(lambda: bool(run.record))
+            trained = () if done else fit(config, images, run.report, run.checkpoints, ranks)
+        record = run.record or run.finish(*trained, commit)
+    said = "Trained before; --restart trains it anew. " if done else ""
+    scores = "  ".join(f"{name.upper()} {value:.4f}" for name, value in record["scores"].items())
+    print(f"{said}finished: {scores} -> {run.final}/run.json")
 
 
 @app.command(name="recipe")
@@ -166,7 +173,7 @@ def reproduce(
     seeds: Annotated[tuple[str, ...], Parameter(help="Seeds; else 0 1 2.")] = ("0", "1", "2"),
     jobs: Annotated[int, Parameter(help="Runs at once; else one per GPU, or one per core.")] = 0,
     dry_run: Annotated[bool, Parameter(help="Say what would be run, and for how long; print its arguments.")] = False,
-    runs_dir: RunsDir = "runs",
+    runs_dir: RunsDir = "",
     data_dir: DataDir = "",
     **given: Unpack[OfRuns],
 ) -> None:

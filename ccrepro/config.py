@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from ccrepro.errors import ConfigError, unknown
 
+RENAMED = {"profile": "preset"}  # settings of earlier versions, and what they are called now
 MACHINE = ("device", "compile", "threads")  # settings that say how a run is carried out; they belong to no recipe
 
 Share = Annotated[float, Field(ge=0, le=1)]  # of a whole, or a probability
@@ -93,6 +94,17 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
             raise ConfigError("epochs is 0. Write epochs=1, or variant=untrained.")
         if self.backbone.startswith("fast") and self.image_size < 9:  # three times halved, nothing would be left
             raise ConfigError(f"image_size is {self.image_size}, but {self.backbone} needs at least 9 pixels.")
+
+    @classmethod
+    def stored(cls, settings: dict[str, Any]) -> Self:
+        """The settings that a file holds, perhaps of another version. Raises `ConfigError` where it holds others than
+        this version has, and as the class does."""
+        found = {RENAMED.get(name, name): value for name, value in settings.items()}
+        more, less = (sorted(a.keys() - b.keys()) for a, b in ((found, cls.model_fields), (cls.model_fields, found)))
+        if more or less:
+            parts = [f"{what} {', '.join(names)}" for what, names in (("unknown:", more), ("missing:", less)) if names]
+            raise ConfigError(f"Its settings are of another version ({'; '.join(parts)}). Make it anew with this one.")
+        return cls(**found)
 
     @property
     def quantize(self) -> bool:

@@ -49,9 +49,9 @@ class StoppedByUser(Stopped, exit_code=130):
     """The user pressed Ctrl-C, and the work was saved."""
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> ConfigError:
-    """The error for a name that is not among the known ones. It proposes the nearest, or lists all."""
+def unknown(kind: str, name: object, known: Iterable[str], more: str = "") -> ConfigError:
+    """The error for a name that is not among the known ones. It proposes the nearest, or lists all; then ``more``."""
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=1)
     help_ = f"Did you mean {near[0]!r}?" if near else f"Choose one of {', '.join(map(repr, known))}."
-    return ConfigError(f"Unknown {kind} {name!r}. {help_}")
+    return ConfigError(f"Unknown {kind} {name!r}. {help_} {more}".strip())

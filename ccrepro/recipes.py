@@ -112,7 +112,7 @@ def recipe(dataset: str, preset: str = "paper", variant: str = "cc", seed: int =
     if dataset not in RECIPES[preset]:
         others = [other for other in PRESETS if dataset in RECIPES[other]]
         if not others:
-            raise unknown("data set", dataset, DATASETS)
+            raise unknown("data set", dataset, DATASETS, "For your own images, use `ccrepro cluster FOLDER`.")
         raise ConfigError(f"The preset {preset} has no recipe for {dataset}. Use preset={others[0]}.")
     if variant not in VARIANTS:
         raise unknown("variant", variant, VARIANTS)

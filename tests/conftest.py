@@ -6,7 +6,6 @@ import torch
 
 from ccrepro.data import ImageSet, load
 from ccrepro.recipes import recipe
-from ccrepro.runtime import storage
 
 torch.set_num_threads(1)
 
@@ -55,5 +54,5 @@ def tiny():
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     """A folder that stands for the clone."""
-    monkeypatch.setattr(storage, "ROOT", tmp_path)
+    monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -23,6 +23,7 @@ from ccrepro.runtime import device
     [
         (["frobnicate"], "Unknown command 'frobnicate'"),
         (["train", "mnist"], "Unknown data set 'mnist'"),
+        (["train", "folder:photos"], "For your own images, use `ccrepro cluster FOLDER`."),
         (["train", "cifar10", "--preset", "demo"], "no recipe for cifar10"),
         (["train", "digits", "--epchs", "3"], "Did you mean --epochs?"),
         (["train", "digits", "--epochs", "-1"], "epochs is -1"),
@@ -127,6 +128,15 @@ def test_a_model_is_trained_evaluated_and_put_to_use(root, digits, capsys):
     assert record["commit"] == "c" * 40
     assert f"ACC {record['scores']['acc']:.4f}" in capsys.readouterr().out
     assert not (root / "results").exists()
+    assert main(["train", "digits", *arguments]) == 0
+    assert (
+        f"Trained before; --restart trains it anew. finished: NMI {record['scores']['nmi']:.4f}"
+        in capsys.readouterr().out
+    )
+    assert json.loads((folder / "run.json").read_text()) == record
+    assert main(["train", "digits", *arguments[:-1], "d" * 40, "--restart"]) == 0
+    assert json.loads((folder / "run.json").read_text())["commit"] == "d" * 40
+    capsys.readouterr()
 
     assert main(["evaluate", str(folder)]) == 0
     assert capsys.readouterr().out.count("ACC 0.") == 2

@@ -21,7 +21,7 @@ from torchvision.transforms import functional as TF
 from ccrepro import augmentations
 from ccrepro.augmentations import Parameters
 from ccrepro.data import as_tensor
-from ccrepro.data.images import decode, image_files, size_of
+from ccrepro.data.images import decode, image_files, measure
 from ccrepro.recipes import recipe
 from ccrepro.runtime.ragged import sizes_of, stacked
 
@@ -96,7 +96,7 @@ def table(files: list[Path]) -> pd.DataFrame:
 if __name__ == "__main__":
     for folder in sys.argv[1:]:
         found = [file for place in [Path(folder), *sorted(Path(folder).rglob("*/"))] for file in image_files(place)]
-        files = [file for file in found if not size_of(file)[2]]
+        files = [file for file in found if not measure(file).reduced]
         sizes = pd.Series([f"{w}×{h}" for w, h in (Image.open(file).size for file in files)]).value_counts()
         print(f"\n{folder}: {len(files)} of {len(found)} images, most often of {sizes.index[0]} pixels\n")
         print(table(files).to_markdown(index=False))

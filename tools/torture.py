@@ -1,4 +1,4 @@
-"""Kill training, then `ccrepro reproduce`, at random moments, and start them again: is anything lost?
+"""Kill training, a training anew, and `ccrepro reproduce` at random moments, and start them again: is anything lost?
 
 ``python tools/torture.py [KILLS]`` prints counts of what happened. Ten kills of each take some ten minutes.
 """
@@ -9,19 +9,21 @@ import itertools
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from ccrepro.recipes import recipe
-from ccrepro.runs.record import run_folder
+from ccrepro.runs.finished import run_folder
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -81,6 +83,43 @@ def lasting(path: Path) -> dict[str, Any]:
 
 def newest(run: Path) -> str:
     return max((path.name for path in run.glob("checkpoint-*")), default="")
+
+
+def restart(trials: int, rng: random.Random) -> dict[str, int]:
+    """Train a finished run anew, each time killed at some moment, or with files that cannot grow past some length, as
+    on a full disk. Each time one whole run must be there, and the next call must find it."""
+    counts = {"killed": 0, "no space": 0, "made anew": 0, "lost": 0}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-c", TRAIN, "digits", "--epochs", "1", "--runs-dir", folder]
+        first = weights(said(command))
+        for _ in range(trials):
+            full = rng.random() < 0.5
+            limit = int(10 ** rng.uniform(2, 6.5)) if full else resource.RLIM_INFINITY
+            process = subprocess.Popen(
+                [*command, "--restart"], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit)),
+            )  # fmt: skip
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(None if full else rng.uniform(5, 20))
+            process.kill()
+            counts[
+                "killed" if process.wait() == -signal.SIGKILL else "no space" if process.wait() else "made anew"
+            ] += 1
+            printed = said(command)
+            counts["lost"] += "Trained before" not in printed or weights(printed) != first
+    return counts
+
+
+def said(command: list[str]) -> str:
+    return subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=True).stdout
+
+
+def weights(printed: str) -> str:
+    """The SHA-256 of the weights of a run whose training has printed this."""
+    return hashlib.sha256(
+        Path(printed.split("-> ")[-1].strip()).with_name("model.safetensors").read_bytes()
+    ).hexdigest()
 
 
 def kill_reproduce(kills: int, rng: random.Random) -> dict[str, Any]:
@@ -145,5 +184,5 @@ def whole(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    for torture in (kill_training, kill_reproduce):
+    for torture in (kill_training, restart, kill_reproduce):
         print(torture.__name__, torture(int(sys.argv[1]) if len(sys.argv) > 1 else 10, random.Random(0)), flush=True)

@@ -30,7 +30,7 @@ from ccrepro.model import build
 from ccrepro.recipes import recipe
 from ccrepro.runs.record import git_commit, hardware, versions
 from ccrepro.runtime import storage
-from ccrepro.runtime.device import choose_device
+from ccrepro.runtime.device import choose_device, threads
 from ccrepro.runtime.ragged import Ragged, sizes_of, stacked
 
 Rounds = Annotated[int, Parameter(validator=Number(gte=1))]
@@ -60,18 +60,18 @@ TURN = {"cpu": 0.1, "cuda": 0.5}  # seconds at least of a way's turn
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter
 
 
-def bench(
-    *, rounds: Rounds = 7, only: tuple[str, ...] = (), device: str = "auto", results_dir: str = "results/local"
-) -> None:
+def bench(*, rounds: Rounds = 7, only: tuple[str, ...] = (), device: str = "auto", results_dir: str = "") -> None:
     """Measure our speed beside the authors' way and the limit.
 
     Args:
         rounds: Turns of each way; 3 for a quick look.
         only: Some of the sections views, loss and step; then nothing is saved.
         device: auto, cpu or cuda.
-        results_dir: Folder of results, below which it writes bench/.
+        results_dir: Folder of results, below which it writes bench/; else results/local/.
     """
-    result = run(rounds, only, device)
+    with threads(1), torch.random.fork_rng():
+        torch.manual_seed(0)
+        result = run(rounds, only, device)
     if not only:
         print(save(result, results_dir))
 
@@ -84,8 +84,6 @@ def run(rounds: int = 7, only: tuple[str, ...] = (), device: str = "auto") -> di
     for name in only:
         if name not in SECTIONS:
             raise unknown("section", name, SECTIONS)
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
     place = choose_device(device)
     gpu = torch.cuda.get_device_name() if place.type == "cuda" else None
     result = {"hardware": hardware(None) | {"gpu": gpu}, "versions": versions(), "commit": git_commit()}
@@ -100,10 +98,12 @@ def run(rounds: int = 7, only: tuple[str, ...] = (), device: str = "auto") -> di
     return result
 
 
-def save(result: dict[str, Any], results_dir: str | Path = "results") -> Path:
-    """Write JSON and Markdown under ``results/bench/``, named after the hardware. Returns the path of the first."""
+def save(result: dict[str, Any], results_dir: str | Path = "") -> Path:
+    """Write JSON and Markdown, named after the hardware, below ``bench/`` of a folder of results, ``results/local/`` by
+    default. Returns the path of the first."""
     name = result["hardware"]["gpu"] or result["hardware"]["cpu"]
-    path = storage.ROOT / results_dir / "bench" / (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") + ".json")
+    name_of_file = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    path = storage.place(results_dir, "results/local") / f"bench/{name_of_file}.json"
     text = f"{name}, torch {result['versions']['torch']}, commit {result['commit'][:10]}\n\n"
     text += table(result).to_markdown(index=False, disable_numparse=True) + "\n"
     storage.atomic_write(path.with_suffix(".md"), text)

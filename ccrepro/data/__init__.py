@@ -36,8 +36,8 @@ def as_tensor(images: np.ndarray | Ragged) -> "torch.Tensor | Ragged":
 
 
 def data_root(root: str | Path | None = None) -> Path:
-    """The folder of data sets: the one given, or ``$CCREPRO_DATA``, or ``data/`` in the clone."""
-    return Path(root or os.environ.get("CCREPRO_DATA") or storage.ROOT / "data")
+    """The folder of data sets: the one given, or ``$CCREPRO_DATA``, or ``data/`` (see `storage.place`)."""
+    return storage.place(root or os.environ.get("CCREPRO_DATA"), "data")
 
 
 def load(name: str, root: str | Path | None = None) -> ImageSet:
@@ -55,7 +55,7 @@ def load(name: str, root: str | Path | None = None) -> ImageSet:
     place = root / "packed" / name
     data = cache.read(place, _source(name, root))
     if data is None:  # if several processes come here at once, one packs and the others wait for it
-        with storage.lock(place.with_name(f"{name}.lock"), wait=True):
+        with storage.lock(place, wait=True):
             if facts.archive and not (root / facts.folder).exists():  # what is there is never replaced
                 from ccrepro.data import download  # late: imports the network's libraries
 
@@ -142,7 +142,7 @@ def command(
     if imagenet:
         from ccrepro.data import download  # late: needs the network's libraries
 
-        download.from_imagenet(name, Path(imagenet), data_root(data_dir))
+        download.from_imagenet(name, storage.place(imagenet), data_root(data_dir))
     data = load(name, data_dir)
     print(f"{data}; {len(data.class_names)} classes; {data.sha256}")
 

@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 from tqdm.std import tqdm
 
-from ccrepro.data.images import BadImage, decode, size_of
+from ccrepro.data.images import BadImage, Range, decode, joint_range, measure
 from ccrepro.data.readers import Bundle, Files
 from ccrepro.errors import DataError
 from ccrepro.runtime.ragged import Ragged, channels_of, joined, sizes_of, starts_of
 from ccrepro.runtime.signals import end_with_parent
 from ccrepro.runtime.storage import atomic_write
 
-VERSION = 3
+VERSION = 4
 CHUNK = 256  # files that a process takes at once
 
 
@@ -41,6 +41,7 @@ class ImageSet:
     images: uint8 (N, C, S, S), or `Ragged` where sizes differ; mapped from disk if the set is packed. labels: int64
     (N,), never read in training; None for a folder without classes. class_names: one per label value. sha256: of all of
     these. unlabeled: uint8 (M, C, S, S), or None. reduced: how many images were too large to keep all their pixels.
+    values: what was black and white in deep images (`joint_range`); None if there were none.
     """
 
     name: str
@@ -50,6 +51,7 @@ class ImageSet:
     sha256: str
     unlabeled: np.ndarray | None = None
     reduced: int = 0
+    values: Range | None = None
 
     @property
     def channels(self) -> int:
@@ -57,13 +59,16 @@ class ImageSet:
         return channels_of(self.images)
 
     def __str__(self) -> str:
-        """How many images of which sizes."""
+        """How many images of which sizes, and of which values if some are deep."""
         sizes = sizes_of(self.images)
         sizes = sizes[np.argsort(sizes.prod(1), kind="stable")[[0, -1]]]
         small, large = (f"{height}×{width}" for height, width in sizes)
         span = f"of {small} pixels" if small == large else f"of {small} to {large} pixels"
         reduced = f", {self.reduced:,} of them reduced" if self.reduced else ""
-        return f"{len(self.images):,} images {span}{reduced}"
+        deep = (
+            ", {:g} black and {:g} white where they are deeper than 8 bits".format(*self.values) if self.values else ""
+        )
+        return f"{len(self.images):,} images {span}{reduced}{deep}"
 
 
 def fingerprint(source: Bundle | Files) -> str | None:
@@ -96,7 +101,8 @@ def _mapped(folder: Path, index: dict[str, Any]) -> ImageSet:
     images = joined(arrays["pixels"], arrays["sizes"]) if "pixels" in arrays else arrays["images"]
     parts = {name: arrays.get(name) for name in ("labels", "unlabeled")}
     about = {"class_names": tuple(index["class_names"]), "sha256": index["digest"], "reduced": index["reduced"]}
-    return ImageSet(folder.name, images, **parts, **about)
+    values = tuple(index["values"]) if index["values"] else None
+    return ImageSet(folder.name, images, **parts, **about, values=values)
 
 
 def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> ImageSet:
@@ -106,10 +112,11 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Image
     scratch.mkdir(parents=True)
     if isinstance(source, Files):
         arrays, class_names = _decoded(scratch, source, skip_bad), source.class_names
-        sizes, reduced = arrays["sizes"], arrays.pop("reduced")
+        sizes, reduced, values = arrays["sizes"], arrays.pop("reduced"), arrays.pop("values")
     else:
         images, labels, class_names, unlabeled = source.read()
-        arrays, sizes, reduced = {"images": images, "unlabeled": unlabeled, "labels": labels}, sizes_of(images), 0
+        arrays, sizes = {"images": images, "unlabeled": unlabeled, "labels": labels}, sizes_of(images)
+        reduced, values = 0, None
     for name, array in arrays.items():
         if array is not None:
             np.save(scratch / f"{name}.npy", array)
@@ -121,6 +128,7 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Image
         "made_from": fingerprint(source),
         "class_names": list(class_names),
         "reduced": reduced,
+        "values": values,
         "sha256": hashes,
         "digest": hashlib.sha256(json.dumps(about).encode()).hexdigest(),  # of the data set; the records hold it
     }
@@ -133,18 +141,22 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Image
 def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, Any]:
     """Decode all files into ``pixels.npy``; returns the other arrays, and how many images were ``reduced``. Raises
     `DataError` as `write` does, where all files are bad, and where the disk has too little space."""
-    found = _on_all_cores("measuring", size_of, source.paths, repeat(source.longest))
+    found = _on_all_cores("measuring", measure, source.paths, repeat(source.longest))
     rows = [row for row, size in enumerate(found) if not isinstance(size, BadImage)]
     sizes = np.array([found[row][:2] for row in rows], dtype=np.int64).reshape(-1, 2)
+    values = joint_range(found[row].values for row in rows)
     _make_room(scratch / "pixels.npy", 3 * int(sizes.prod(1).sum()))
-    into, paths = partial(_decode_into, scratch / "pixels.npy", source.longest), [source.paths[row] for row in rows]
+    into, paths = partial(_decode_into, scratch / "pixels.npy", source.longest, values), [source.paths[r] for r in rows]
     for row, error in zip(rows, _on_all_cores("packing", into, paths, starts_of(sizes), sizes), strict=True):
         found[row] = error or found[row]
     bad = [row for row, size in enumerate(found) if isinstance(size, BadImage)]
     for row in bad:
         print(f"bad image: {source.paths[row]}: {found[row]}", file=sys.stderr)
     if not bad:
-        return {"sizes": sizes, "labels": source.labels, "reduced": sum(reduced for *_, reduced in found)}
+        if pages := sum(image.more for image in found):
+            print(f"{pages:,} files hold several pages or frames: the first of each is used", file=sys.stderr)
+        reduced = sum(image.reduced for image in found)
+        return {"sizes": sizes, "labels": source.labels, "reduced": reduced, "values": values}
     if not skip_bad or len(bad) == len(found):
         what = f"{len(bad)} of {len(found)} images are bad, listed above"
         raise DataError(f"{what}. Remove them, or leave them out with --skip-bad.")
@@ -183,9 +195,9 @@ def _or_error(function: Callable[..., Any], *arguments: Any) -> Any:
         return error
 
 
-def _decode_into(pixels: Path, longest: int, path: Path, start: int, size: np.ndarray) -> None:
+def _decode_into(pixels: Path, longest: int, values: Range | None, path: Path, start: int, size: np.ndarray) -> None:
     """Decode a file of this (height, width) into its place."""
-    image = decode(path, longest)
+    image = decode(path, longest, values)
     if image.shape[1:] != tuple(size):
         raise BadImage("damaged: its header tells another size than its pixels have")
     np.load(pixels, mmap_mode="r+")[start : start + image.size].reshape(image.shape)[:] = image

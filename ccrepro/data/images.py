@@ -2,57 +2,109 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+
+from ccrepro.runtime.storage import listing
 
 MAX_PIXELS = 64_000_000  # a larger image is refused as a decompression bomb
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 3 * MAX_PIXELS  # Pillow's 1 MB makes metadata damage
 LONGEST = 640  # pixels of the longer side, to which larger images are reduced
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
+
+TURNS = dict(enumerate((
+    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM,
+    Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
+), start=2))  # what makes an image of this EXIF orientation upright  # fmt: skip
+KINDS = {  # files that are often named as images, and what is found among their first bytes, in lower case
+    "HEIC, which is not read here; convert it to JPEG": rb"(?s)^.{4}ftyp(he|mif|msf)",
+    "an SVG drawing": rb"<svg",
+    "an HTML page": rb"<html|<!doctype html",
+    "a Git LFS pointer; run `git lfs pull`": rb"git-lfs",
+}  # fmt: skip
+Range = tuple[float, float]  # of values: black and white, or the lowest and the highest
+Source = str | Path | Image.Image  # a file, or Pillow's image of one
 
 
 class BadImage(Exception):
     """A file that cannot be read as an image. Its text is the reason."""
 
 
-def decode(path: str | Path, longest: int = LONGEST) -> np.ndarray:
+class Measured(NamedTuple):
+    """What a file holds, before its pixels are wanted: the height and width that `decode` makes, and whether it reduces
+    them; the lowest and highest value of a deep image, or None; whether there are more pages or frames than the first.
+    """
+
+    height: int
+    width: int
+    reduced: bool
+    values: Range | None
+    more: bool
+
+
+def measure(path: Source, longest: int = LONGEST) -> Measured:
+    """Measure an image file; from its header alone, unless it is deep or to be turned. Raises `BadImage`."""
+    with _opened(path) as image:
+        own = _turned(image).size
+        width, height = _reduced(own, longest)
+        values, more = _deep(image), False
+        with contextlib.suppress(Exception):  # it counts the pages; a damaged one after the first is not our concern
+            more = getattr(image, "n_frames", 1) > 1
+        reach = None if values is None else (float(values.min()), float(values.max()))
+        return Measured(height, width, (width, height) != own, reach, more)
+
+
+def joint_range(ranges: Iterable[Range | None]) -> Range | None:
+    """The values of black and white for a collection of images with these lowest and highest values: black is 0, or the
+    lowest of all where that is negative; white is the highest of all. None where no image is deep."""
+    found = list(filter(None, ranges))
+    if not found:
+        return None
+    black, white = min(0.0, *(low for low, _ in found)), max(high for _, high in found)
+    return (black, white) if black < white else (black, black + 1)
+
+
+def decode(path: Source, longest: int = LONGEST, values: Range | None = None) -> np.ndarray:
     """An image file, `as_seen` → uint8 (3, H, W), antialiased where its longer side is reduced to ``longest``. Raises
     `BadImage`."""
     with _opened(path) as image:
-        upright = as_seen(image)
+        upright = as_seen(image, values)
         if upright.size != (size := _reduced(upright.size, longest)):
             upright = upright.resize(size, Image.Resampling.BILINEAR)
         return np.asarray(upright).transpose(2, 0, 1)
 
 
-def size_of(path: str | Path, longest: int = LONGEST) -> tuple[int, int, bool]:
-    """The height and width that `decode` makes, and whether it reduces them; from the header alone, unless the image is
-    to be turned. Raises `BadImage`."""
-    with _opened(path) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        own = ImageOps.exif_transpose(image).size if turned else image.size
-        width, height = _reduced(own, longest)
-        return height, width, (width, height) != own
-
-
 @contextlib.contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    """The file, opened. Raises `BadImage` for whatever is wrong with it, here or in the block."""
+def _opened(path: Source) -> Iterator[Image.Image]:
+    """The file, opened. Raises `BadImage` for whatever is wrong with it, here or in the block: what Pillow raises for a
+    damaged file is not documented, and changes."""
     try:
-        with Image.open(path) as image:
+        with contextlib.nullcontext(path) if isinstance(path, Image.Image) else Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise BadImage(f"{image.width}×{image.height} pixels, more than {MAX_PIXELS:,}")
             yield image
+    except BadImage:
+        raise
     except UnidentifiedImageError:
-        raise BadImage("not an image" if os.path.getsize(path) else "empty file") from None
-    except Image.DecompressionBombError as error:  # Pillow's own limit is higher than ours
-        raise BadImage(f"more than {MAX_PIXELS:,} pixels: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno:  # the file system's, not Pillow's
-            raise BadImage(f"cannot be read: {error.strerror}") from None
-        raise BadImage(f"damaged: {' '.join(str(error).split())}") from None
+        raise BadImage(_kind(path)) from None
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        raise BadImage(f"cannot be read: {reason}") from None
+
+
+def _kind(path: str | Path) -> str:
+    """What a file is that Pillow cannot open, told by its first bytes."""
+    with open(path, "rb") as file:
+        head = file.read(1000)
+    named = [kind for kind, mark in KINDS.items() if re.search(mark, head.lower())]
+    if named:
+        return f"not an image, but {named[0]}"
+    return f"not an image: it begins with {head[:20]!r}" if head else "empty file"
 
 
 def _reduced(size: tuple[int, int], longest: int) -> tuple[int, int]:
@@ -61,14 +113,13 @@ def _reduced(size: tuple[int, int], longest: int) -> tuple[int, int]:
     return tuple(max(1, round(share * side)) for side in size)
 
 
-def as_seen(image: Image.Image) -> Image.Image:
-    """The image in RGB: turned as its EXIF says, on white where it is transparent, 16 bits a channel reduced to 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I") or image.mode == "F":  # grey, of 16 bits or more, or of fractions
-        values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
-        tops = (1, 255, 65535) if image.mode == "F" else (255, 65535)
-        top = next((top for top in tops if values.max(initial=0) <= top), tops[-1])
-        image = Image.fromarray((values.clip(0, top) * (255 / top)).round().astype(np.uint8))
+def as_seen(image: Image.Image, values: Range | None = None) -> Image.Image:
+    """The image in RGB: turned as its EXIF says, on white where it is transparent. values: black and white of a deep
+    one; None takes those of its kind, 0 and 65535, or 0 and 1 for fractions."""
+    image = _turned(image)
+    if (deep := _deep(image)) is not None:
+        black, white = values or ((0, 1) if image.mode == "F" else (0, 65535))
+        image = Image.fromarray(((deep.clip(black, white) - black) * (255 / (white - black))).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -76,19 +127,37 @@ def as_seen(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def read(path: str | Path, longest: int = LONGEST) -> np.ndarray | BadImage:
+def _turned(image: Image.Image) -> Image.Image:
+    """The image upright, as its EXIF says; as it is where that is damaged, which does no harm to the pixels."""
+    with contextlib.suppress(Exception):
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image.load()  # which turns a TIFF
+            return image.transpose(TURNS[image.getexif().get(ExifTags.Base.Orientation)])
+    return image
+
+
+def _deep(image: Image.Image) -> np.ndarray | None:
+    """The values of a grey image of more than 8 bits, or of fractions; 0 where one is not finite. None for others."""
+    if image.mode[0] not in "IF":
+        return None
+    return np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+
+
+def read(path: Source, longest: int = LONGEST, values: Range | None = None) -> np.ndarray | BadImage:
     """An image file → uint8 (3, H, W) as `decode` makes it, or what is wrong with it."""
-    if not isinstance(path, str | os.PathLike):  # a gap in a table
-        return BadImage("no path")
+    if not isinstance(path, str | os.PathLike | Image.Image):
+        return BadImage("no path")  # but a gap in a table
     try:
-        return decode(path, longest) if os.path.isfile(path) else BadImage("no such file")
+        there = isinstance(path, Image.Image) or os.path.isfile(path)
+        return decode(path, longest, values) if there else BadImage("no such file")
     except BadImage as error:
         return error
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The image files of a folder that are not hidden, sorted."""
-    return sorted(file for file in folder.glob("[!.]*") if is_image(file))
+    """The image files of a folder that are not hidden, sorted; none where it is absent. Raises `OSError` as `listing`
+    does."""
+    return [file for file in listing(folder, "[!.]*") if is_image(file)]
 
 
 def is_image(path: Path) -> bool:
@@ -96,11 +165,11 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
-def visible_files(path: Path) -> list[Path]:
+def visible_files(path: Path, failed: Callable[[OSError], None]) -> list[Path]:
     """The files of a folder, its sub-folders and the folders that are linked into it, each once, sorted; none that is
-    hidden."""
+    hidden. ``failed`` is called with the error of each folder that cannot be listed."""
     found, seen = [], set()
-    for folder, folders, names in os.walk(path, followlinks=True):
+    for folder, folders, names in os.walk(path, onerror=failed, followlinks=True):
         place, inner = os.path.realpath(folder), [name for name in folders if not name.startswith(".")]
         folders[:] = sorted(inner, key=lambda name: (os.path.islink(os.path.join(folder, name)), name))  # links last
         if place in seen:

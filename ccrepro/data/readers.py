@@ -12,6 +12,7 @@ import numpy as np
 from ccrepro.data.images import LONGEST, image_files
 from ccrepro.data.synsets import CIFAR100_SUPERCLASS, CIFAR100_SUPERCLASS_NAMES
 from ccrepro.errors import DataError
+from ccrepro.runtime.storage import listing
 
 
 class Arrays(NamedTuple):
@@ -117,7 +118,7 @@ def tiny_imagenet(root: Path, classes: int = 200, per_class: int = 500) -> Files
     """The training part: ``train/<wnid>/images``, or flattened by others to ``train/<wnid>`` or ``<wnid>``."""
     folder = root / "tiny-imagenet-200"
     base = folder / "train" if (folder / "train").is_dir() else folder
-    paths = {p.name: image_files(p / "images") or image_files(p) for p in sorted(base.glob("n[0-9]*/"))}
+    paths = {p.name: image_files(p / "images") or image_files(p) for p in listing(base, "n[0-9]*") if p.is_dir()}
     wrong = [f"{wnid}: {len(p) or 'none'}" for wnid, p in paths.items() if len(p) != per_class]
     if wrong or len(paths) != classes:
         holds = f"{base} holds {len(paths) - len(wrong) or 'none'}"

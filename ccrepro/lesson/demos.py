@@ -48,8 +48,7 @@ def example(data: ImageSet) -> tuple[Tensor, Tensor, Tensor]:
 
 def train(config: Config, data: ImageSet) -> tuple[ContrastiveClusteringModel, dict[str, Any]]:
     """Train as ``ccrepro train`` does, in a folder that is thrown away. Returns the network and the run's record."""
-    with tempfile.TemporaryDirectory() as folder:
-        run = Run(config, data, folder)
+    with tempfile.TemporaryDirectory() as folder, Run(config, data, folder) as run:
         model, history = fit(config, data, run.report)
         return model, run.finish(model, history)
 

@@ -3,6 +3,7 @@
 Letters: N images, K clusters.
 """
 
+import csv
 import json
 import shutil
 from collections.abc import Sequence
@@ -32,7 +33,7 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
 
 FEW = 1_000  # with fewer images, training from scratch is likely to lose against a pretrained start
-OF_EARLIER = ("training/lock", "packed.partial", "packed/index.json")  # `run` leaves one, or more
+OF_EARLIER = ("training", "packed.partial", "packed/index.json")  # `run` leaves one, or more
 
 
 class Collection(NamedTuple):
@@ -60,9 +61,9 @@ class Clusters(NamedTuple):
 def read(folder: str | Path, packed: Path, skip_bad: bool = False) -> Collection:
     """All images of a folder and its sub-folders, decoded once into the folder ``packed``. Raises `ImageError` where
     there is none, and `DataError` where some are bad, unless these are to be skipped."""
-    folder = Path(folder)
+    folder = storage.place(folder)
     base = folder.parent if folder.is_file() else folder
-    paths = inputs.look_through(folder)
+    paths = inputs.look_through(folder, skip_bad)
     source, kept = Files(paths, *_classes(paths, base), inputs.LONGEST), packed / "rows.npy"
     known = cache.read(packed, cache.fingerprint(source)) if skip_bad or not kept.exists() else None
     data = known or cache.write(packed, source, skip_bad)
@@ -133,11 +134,12 @@ def save(collection: Collection, found: Clusters, out: Path) -> str:
     }
     if data.labels is not None:
         facts |= {"scores": scores(data.labels, found.cluster), "scores_kmeans": scores(data.labels, found.kmeans)}
-    storage.atomic_write(out / "clusters.csv", each.to_csv(index=False))
+    # Quoted, since a name may hold what ends a line elsewhere, and csv knows only the end that it writes.
+    storage.atomic_write(out / "clusters.csv", each.to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC))
     storage.atomic_write(out / "summary.json", json.dumps(facts, indent=1) + "\n")
     named = each.assign(path=pd.Series(collection.paths, dtype=object))  # not all need be UTF-8
     gallery.write(out, collection.folder, data, named, found.agreement)
-    about = {"images": data.sha256, "pretrained": found.pretrained}
+    about = {"images": data.sha256, "pretrained": found.pretrained, "values": data.values}
     save_model(found.model, found.config, out / "model.safetensors", **about)
     shutil.rmtree(out / "training", ignore_errors=True)
     return _described(facts)
@@ -162,11 +164,13 @@ def run(
     folder: str, n_clusters: int, out: str | Path, skip_bad: bool, pretrained: str, settings: dict[str, Any]
 ) -> None:
     """Cluster a folder into ``out``. Raises `LockedError` if another process writes there."""
-    out = Path(out)
+    out = storage.place(out)
     check_out(folder, out)
     with storage.lock(out / "training"):
         collection = read(folder, out / "packed", skip_bad)
         print(collection.data, flush=True)
+        if remark := inputs.too_dark(collection.data.images):
+            print(f"note: {remark}", flush=True)
         found = cluster(collection, n_clusters, out, pretrained, **settings)
         said = save(collection, found, out)
     print(f"{said}\n-> {out / 'clusters.csv'}, {out / 'index.html'}")
@@ -174,8 +178,10 @@ def run(
 
 def check_out(folder: str | Path, out: Path) -> None:
     """Raise `ConfigError` if what is written could be taken for images, or could replace files of others."""
-    images, place = Path(folder).resolve(), out.resolve()
+    images, place = storage.place(folder).resolve(), out.resolve()
     if place.is_relative_to(images) or images.is_relative_to(place):
         raise ConfigError(f"Of {folder} and {out}, one lies in the other. Choose a folder for the results elsewhere.")
-    if out.exists() and any(out.iterdir()) and not any((out / name).exists() for name in OF_EARLIER):
+    if any(p.name[0] != "." for p in storage.listing(out, "*")) and not any(
+        (out / name).exists() for name in OF_EARLIER
+    ):
         raise ConfigError(f"{out} holds files of others. Choose an empty folder, or a new one.")

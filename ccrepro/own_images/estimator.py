@@ -3,6 +3,7 @@
 Letters: N images, C channels, H, W sides, F values of a flat row, D instance dimension, K clusters.
 """
 
+import warnings
 from pathlib import Path
 from typing import Any, Self
 
@@ -25,7 +26,8 @@ from ccrepro.recipes import OWN, overrides
 from ccrepro.runs import resume, streaming
 from ccrepro.runs.weights import load_model, save_model
 from ccrepro.runtime.device import choose_device
-from ccrepro.runtime.ragged import Ragged, channels_of, sizes_of
+from ccrepro.runtime.ragged import Ragged, sizes_of
+from ccrepro.runtime.storage import place
 
 VIEWS_SEED = 1  # of the two views that `view_agreement` compares
 ELSEWHERE = ("dataset", "preset", "n_clusters", "seed")  # not allowed in `settings`
@@ -35,9 +37,10 @@ NAMED = ("epochs", "batch_size", "image_size", "backbone", "flip")  # settings t
 class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
     """Cluster images without labels (Li et al., AAAI 2021).
 
-    X is always one of: uint8 pixels, or numbers from 0 to 1, as (N, H, W), (N, H, W, 3) or (N, 3, H, W); a list of
-    paths of image files, or of Pillow's images; flat rows (N, F), which ``image_shape`` folds. Images that are not
-    fitted are resized, and made grey or coloured, as the model needs them.
+    X is always one of: uint8 pixels, or numbers from 0 to 1, as (N, H, W), (N, H, W, 3) or (N, 3, H, W); a list, a
+    column of a table, or a torch Dataset of images of any sizes: paths of files, Pillow's images, or arrays, each also
+    with a label, which is ignored; flat rows (N, F), which ``image_shape`` folds. Images that are not fitted are
+    resized, and made grey or coloured, as the model needs them.
 
     Parameters
     ----------
@@ -56,6 +59,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     labels_ : int64 (N,), the cluster of each image fitted, 0 … K - 1.
     model_ : the trained `ContrastiveClusteringModel`. config_ : its settings.
     history_ : one dict per epoch: losses, entropy, cosines of pairs and more.
+    values_ : black and white of the files fitted that are deeper than 8 bits, None if there were none.
     n_iter_ : epochs done. n_features_in_ : F, where flat rows were fitted.
     """
 
@@ -135,7 +139,8 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         """Write the fitted model to one safetensors file, which `load` and ``ccrepro predict`` take."""
         check_is_fitted(self, "model_")
         parameters = {name: getattr(self, name) for name in ("image_shape", "value_range", "verbose")}
-        return save_model(self.model_, self.config_, path, pretrained=self.pretrained or "", parameters=parameters)
+        about = {"pretrained": self.pretrained or "", "values": self.values_}
+        return save_model(self.model_, self.config_, place(path), parameters=parameters, **about)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -148,6 +153,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         parameters["settings"] = {name: value for name, value in own.items() if name not in parameters}
         self = cls(**parameters, pretrained=facts.get("pretrained") or None, random_state=config.seed)
         self.model_, self.config_ = model.to(choose_device(config.device)), config
+        self.values_ = facts.get("values")
         return self
 
     @property
@@ -199,15 +205,20 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         if not reset:
             check_is_fitted(self, "model_")
         x = inputs.unwrapped(X)
-        if inputs.is_paths(x):
-            images = inputs.from_paths(x)
+        if reset:
+            self.values_ = inputs.values_of(x) if isinstance(x, list) else None
+        if isinstance(x, list):
+            images = inputs.from_list(x, self.value_range, self.values_)
         else:
             if x.ndim <= 2 and self.image_shape is not None:
                 x = validate_data(self, x, reset=reset, dtype="numeric", ensure_all_finite=False)
                 x = inputs.fold(x, self.image_shape)
-            images = inputs.from_array(np.asarray(x), self.value_range)
-        channels = channels_of(images) if reset else self.model_.channels
-        return streaming.in_channels(images, 3 if reset and self.pretrained else channels)
+            images = inputs.from_array(np.asarray(x), self.value_range, None if reset else self.model_.channels)
+        if not reset:
+            return streaming.in_channels(images, self.model_.channels)
+        if remark := inputs.too_dark(images):
+            warnings.warn(remark, stacklevel=4)
+        return streaming.in_channels(images, 3) if self.pretrained else images
 
 
 @torch.inference_mode()

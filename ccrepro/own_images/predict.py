@@ -69,7 +69,9 @@ def embed(model: str, source: Source, /, *, out: str) -> None:
     if good:
         paths, outputs = zip(*good, strict=True)
         z, p, h = map(np.stack, zip(*outputs, strict=True))
-        storage.save_arrays(out, path=np.array(paths), cluster=p.argmax(1), confidence=p.max(1), z=z, h=h)
+        storage.save_arrays(
+            storage.place(out), path=np.array(paths), cluster=p.argmax(1), confidence=p.max(1), z=z, h=h
+        )
         print(f"{len(good):,} images: z {z.shape}, h {h.shape} -> {out}")
     _check_none_bad(len(bad), len(good) + len(bad))
 
@@ -77,7 +79,7 @@ def embed(model: str, source: Source, /, *, out: str) -> None:
 def _predictions(path: str, source: str, bar: bool = True) -> Iterable[tuple[str, streaming.Outputs | BadImage]]:
     """The predictions of a folder, of one image, or, for "-", of the paths on standard input as they come; with
     ``bar``, a terminal shows the progress."""
-    model, config, _ = load_model(path)
+    model, config, facts = load_model(path)
     if config.heads == "instance":
         raise ConfigError("This model has no trained cluster head, since heads is instance. Use evaluate.")
     if source == "-":
@@ -87,7 +89,7 @@ def _predictions(path: str, source: str, bar: bool = True) -> Iterable[tuple[str
     else:
         paths = list(map(str, inputs.look_through(source)))
     longest = inputs.LONGEST if config.dataset == OWN else files.LONGEST  # as in the training
-    found = streaming.predict(model.to(choose_device(config.device)), config, paths, longest)
+    found = streaming.predict(model.to(choose_device(config.device)), config, paths, longest, facts.get("values"))
     total = None if source == "-" else len(paths)
     return tqdm(found, total=total, unit=" images", disable=None if bar else True)
 

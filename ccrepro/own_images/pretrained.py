@@ -10,6 +10,7 @@ from ccrepro.config import Config
 from ccrepro.errors import CheckpointError
 from ccrepro.model import ContrastiveClusteringModel, build
 from ccrepro.runs.weights import below_prefix, check_finite, read_pickle, read_tensors, reason
+from ccrepro.runtime import storage
 
 IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the pixels torchvision trained with
 
@@ -42,7 +43,7 @@ def start(config: Config, channels: int, source: str) -> ContrastiveClusteringMo
 
 def _read(source: str, backbone: str) -> dict[str, Any]:
     if source != "imagenet":
-        path = Path(source)
+        path = storage.place(source)
         return read_tensors(path) if path.suffix == ".safetensors" else read_pickle(path)
     weights = get_model_weights(backbone).DEFAULT
     try:

@@ -18,12 +18,13 @@ from ccrepro.reproduce.tables import cells
 from ccrepro.runtime import storage
 
 
-def save(drawn: Figure | None, name: str, preset: str, results_dir: str | Path = "results") -> Figure | None:
-    """Write a figure, if there is one, as PNG under ``results/figures/<preset>/``, and return it."""
+def save(drawn: Figure | None, name: str, preset: str, results_dir: str | Path = "") -> Figure | None:
+    """Write a figure, if there is one, as PNG below ``figures/<preset>/`` in a folder of results, ``results/local/``
+    unless another is given, and return it."""
     if drawn is not None:
         buffer = io.BytesIO()
         drawn.savefig(buffer, format="png", dpi=160, metadata={"Software": None})
-        folder = storage.ROOT / results_dir / "figures" / preset
+        folder = storage.place(results_dir, "results/local") / "figures" / preset
         storage.atomic_write(folder / f"{name}.png", small_png(buffer.getvalue()))
     return drawn
 

@@ -38,12 +38,12 @@ def run(path: Path, output: Path, parameters: dict[str, Any]) -> Path:
         scratch = Path(folder, path.name)
         try:
             papermill.execute_notebook(
-                path, scratch, parameters, kernel_name="python3", cwd=storage.ROOT, progress_bar=False,
+                path, scratch, parameters, kernel_name="python3", cwd=storage.place(""), progress_bar=False,
                 stdout_file=sys.stdout, stderr_file=sys.stderr, extra_arguments=["--log-level=CRITICAL"],
                 start_timeout=300,  # seconds: a kernel starts late on a busy machine
             )  # fmt: skip
         except (papermill.PapermillExecutionError, DeadKernelError) as error:
-            kept = storage.ROOT / "runs" / "failed" / f"{output.parent.name}-{output.name}"
+            kept = storage.place("", "runs/failed") / f"{output.parent.name}-{output.name}"
             storage.atomic_write(kept, scratch.read_bytes())
             if isinstance(error, DeadKernelError):
                 raise NotebookError(f"The kernel of {path.name} died. Free some memory and run it again.") from error

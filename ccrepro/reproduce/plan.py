@@ -20,10 +20,12 @@ from ccrepro import recipes
 from ccrepro.config import Config
 from ccrepro.data import ImageSet, load, sample
 from ccrepro.data.registry import DATASETS
-from ccrepro.errors import unknown
+from ccrepro.errors import ConfigError, unknown
 from ccrepro.recipes import PRESETS, RECIPES, VARIANTS, departures, recipe, run_name
 from ccrepro.reproduce import notebooks, pool, records, streams, tables
-from ccrepro.runs.record import Run, as_text, complete, run_folder
+from ccrepro.runs import finished
+from ccrepro.runs.finished import run_folder
+from ccrepro.runs.record import Run, as_text, complete
 from ccrepro.runs.resume import fit
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import at_once, visible_gpus
@@ -56,7 +58,7 @@ def plan(
     datasets: Sequence[str],
     variants: Sequence[str],
     seeds: Sequence[Any],
-    runs_dir: str | Path = "runs",
+    runs_dir: str | Path = "",
     **overrides: Any,
 ) -> list[Planned]:
     """All runs of a reproduction. Those that are done come first; the others follow by seed, and the quickest first.
@@ -69,7 +71,8 @@ def plan(
         raise unknown("preset", preset, PRESETS)
     datasets = datasets or [d for d in RECIPES[preset] if "stand-in" not in DATASETS[d].title]
     variants = variants or [name for name, v in VARIANTS.items() if preset != "demo" or v.table != "5"]
-    made = [r for place in ("results", LOCAL) for r in records.by_preset(place).get(preset, [])]
+    places = [storage.place("", name) for name in ("results", LOCAL)]
+    made = [r for place in places for r in records.by_preset(place).get(preset, [])]
     medians, planned = records.as_runs(made).groupby(tables.KIND).seconds.median(), []
     for dataset, variant, seed in dict.fromkeys(itertools.product(datasets, variants, seeds)):
         config = recipe(dataset, preset, variant, seed, **overrides)
@@ -104,8 +107,11 @@ def show(planned: list[Planned], jobs: int) -> None:
 
 def reproduce(planned: list[Planned], jobs: int, runs_dir: str, data_dir: str) -> None:
     """Run what is missing, make tables, figures and notebooks below ``results/local``, and print your numbers beside
-    the published and the reported ones. Raises `LockedError` while another process reproduces into the same folder."""
-    processes = at_once(jobs)
+    the published and the reported ones. Raises `LockedError` while another process reproduces into the same folder, and
+    `ConfigError` outside a clone."""
+    local, processes = storage.place("", LOCAL), at_once(jobs)
+    if not storage.place("", "notebooks").is_dir():
+        raise ConfigError(f"There are no notebooks in {storage.place('')}. Go to a clone of the repository.")
     print(describe(planned, processes), flush=True)
     os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")  # with one thread the numbers repeat bit for bit
     preset = planned[0].config.preset
@@ -116,23 +122,23 @@ def reproduce(planned: list[Planned], jobs: int, runs_dir: str, data_dir: str) -
         left = tqdm.format_interval((time.monotonic() - began) / number * (len(missing) - number))
         print(f"{number} of {len(missing)} runs, about {left} left", flush=True)
 
-    with storage.lock(storage.ROOT / LOCAL):
-        storage.sweep(storage.ROOT / LOCAL)
+    with storage.lock(local):
+        storage.sweep(local)
         pool.run_all(train, missing, processes, visible_gpus(), done)
         for p in planned:
-            gather(run_folder(p.config, runs_dir) / "run.json", LOCAL, data_dir)
+            gather(run_folder(p.config, runs_dir), run_name(p.config), local, data_dir)
         render(preset, processes, LOCAL, data_dir)
-        yours, published = (records.by_preset(place).get(preset, []) for place in (LOCAL, "results"))
+        yours, published = (records.by_preset(place).get(preset, []) for place in (local, local.parent))
     print(f"\nACC, mean ± standard deviation (number of seeds):\n{tables.comparison(yours, published)}\n")
     print(f"Tables, figures and executed notebooks: {LOCAL}/{{tables,figures,notebooks}}/{preset}")
 
 
 def train(config: Config, runs_dir: str, data_dir: str) -> None:
-    """Make a run: train, score, write its record. Measure the full method on a stream too."""
+    """Make a run, if it is not done: train, score, write its record. Measure the full method on a stream too."""
     data = _data(config, data_dir)
-    if not (run_folder(config, runs_dir) / "run.json").exists():
-        run = Run(config, data, runs_dir)
-        run.finish(*fit(config, data, run.report, run.checkpoints))
+    with Run(config, data, runs_dir) as run:
+        if not run.record:
+            run.finish(*fit(config, data, run.report, run.checkpoints))
     if not _streamed(config, runs_dir):
         streams.measure(config, data, runs_dir)
 
@@ -146,28 +152,29 @@ def _data(config: Config, data_dir: str) -> ImageSet:
     return sample(load(config.dataset, data_dir), config.sample, config.seed)
 
 
-def gather(path: Path, results_dir: str, data_dir: str) -> None:
-    """Copy a finished run's record below ``results_dir``. A record without a t-SNE map, from a machine that could not
-    make one, is completed first."""
-    record = records.read(path)
-    config = Config(**record["config"])
-    if "tsne" not in record and path.with_name("clustering.npz").exists():
-        storage.atomic_write(path, as_text(complete(record, path.parent, _data(config, data_dir))))
-    for kind, source in (("runs", path), ("streaming", path.with_name("streaming.json"))):
-        target = storage.ROOT / results_dir / kind / f"{run_name(config)}.json"
+def gather(folder: Path, name: str, results: Path, data_dir: str) -> None:
+    """Copy a finished run's record into a folder of results, under its name. A record without a t-SNE map, from a
+    machine that could not make one, is completed first. Raises `DataError` for the record of another run."""
+    record = finished.read(folder / "run.json", name)
+    if "tsne" not in record and (folder / "clustering.npz").exists():
+        data = _data(Config.stored(record["config"]), data_dir)
+        storage.atomic_write(folder / "run.json", as_text(complete(record, folder, data)))
+    for kind, source in (("runs", folder / "run.json"), ("streaming", folder / "streaming.json")):
+        target = results / kind / f"{name}.json"
         if source.exists() and not (target.exists() and target.read_bytes() == source.read_bytes()):
             storage.atomic_write(target, source.read_bytes())
 
 
 def render(preset: str, processes: int, results_dir: str, data_dir: str = "", anew: bool = False) -> None:
     """Execute the report notebooks for which there are runs; they save tables and figures. Without ``anew``, leave out
-    those that are newer than their notebook and the records."""
-    root, made = storage.ROOT / results_dir, records.load_records(preset, results_dir)
+    those that are newer than their notebook and the records. results_dir: below the clone's root."""
+    root, notebooks_dir = storage.place("", results_dir), storage.place("", "notebooks")
+    made = records.load_records(preset, root)
     run = {r["variant"] for r in made} | {"streaming" for r in made if "streaming" in r}
     newest = max(p.stat().st_mtime for kind in ("runs", "streaming") for p in (root / kind / preset).rglob("*.json"))
     jobs = []
     for name, needs in REPORTS.items():
-        path, output = storage.ROOT / f"notebooks/{name}.ipynb", root / "notebooks" / preset / f"{name}.ipynb"
+        path, output = notebooks_dir / f"{name}.ipynb", root / "notebooks" / preset / f"{name}.ipynb"
         stale = anew or not output.exists() or output.stat().st_mtime < max(newest, path.stat().st_mtime)
         if stale and (not needs or run & set(needs)):
             parameters = {"preset": preset, "out_dir": results_dir}

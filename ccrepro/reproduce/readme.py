@@ -7,6 +7,7 @@ from ccrepro.recipes import PRESETS
 from ccrepro.reproduce import claims, notebooks, plan, pool, records, tables
 from ccrepro.reproduce.records import as_runs, provenance
 from ccrepro.reproduce.tables import TABLES, as_markdown
+from ccrepro.runs import finished
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import at_once
 
@@ -14,7 +15,7 @@ LESSONS = ("01_method", "01_method.ko")
 BEGIN, END = "<!-- results: made by `make publish`, do not edit -->", "<!-- end of results -->"
 
 
-def publish(*, lessons: bool = False, jobs: int = 0, runs_dir: str = "runs", data_dir: str = "") -> None:
+def publish(*, lessons: bool = False, jobs: int = 0, runs_dir: str = "", data_dir: str = "") -> None:
     """For the maintainers: put what was run into results/ and README.md.
 
     Copies the records of finished runs, executes the report notebooks, and writes the README's results. Raises
@@ -23,27 +24,29 @@ def publish(*, lessons: bool = False, jobs: int = 0, runs_dir: str = "runs", dat
     Args:
         lessons: Execute the lesson anew, too.
         jobs: Notebooks at once; else one per GPU, or one per core.
-        runs_dir: Folder of runs.
+        runs_dir: Folder of runs; else runs/.
         data_dir: Folder of data sets; else $CCREPRO_DATA, else data/.
     """
-    paths = [p for preset in PRESETS for p in sorted((storage.ROOT / runs_dir / preset).glob("*/*/run.json"))]
-    for path in paths:
-        if len(records.read(path)["commit"]) != 40:
-            raise ConfigError(f"{path} was made by code that is not committed. Commit it, and run it again.")
-    for path in paths:
-        plan.gather(path, "results", data_dir)
-    for preset in records.by_preset():
+    runs, results = storage.place(runs_dir, "runs"), storage.place("", "results")
+    done = [path for preset in PRESETS for path in storage.listing(runs / preset, "*", "*", "run.json")]
+    names = [str(path.parent.relative_to(runs)) for path in done]
+    for name in names:
+        if len(finished.read(runs / name / "run.json", name)["commit"]) != 40:
+            raise ConfigError(f"{runs / name} was made by code that is not committed. Commit it, and run it again.")
+    for name in names:
+        plan.gather(runs / name, name, results, data_dir)
+    for preset in records.by_preset(results):
         plan.render(preset, at_once(jobs), "results", data_dir, anew=True)
     if lessons:
-        here, there = storage.ROOT / "notebooks", storage.ROOT / "results/notebooks/demo"
+        here, there = storage.place("", "notebooks"), results / "notebooks/demo"
         lesson = [(here / f"{name}.ipynb", there / f"{name}.ipynb", {}) for name in LESSONS]
         pool.run_all(notebooks.run, lesson, at_once(jobs))
-    readme = storage.ROOT / "README.md"
-    storage.atomic_write(readme, with_results(readme.read_text()))
-    storage.atomic_write(storage.ROOT / "results/README.md", index())
+    readme = storage.place("", "README.md")
+    storage.atomic_write(readme, with_results(readme.read_text(), results))
+    storage.atomic_write(results / "README.md", index(results))
 
 
-def with_results(text: str, results_dir: str | Path = "results") -> str:
+def with_results(text: str, results_dir: str | Path = "") -> str:
     """The README's text with a new results section: Table 2 in ACC, of the runs that follow the recipes."""
     parts = []
     for preset, every in records.by_preset(results_dir).items():
@@ -54,7 +57,7 @@ def with_results(text: str, results_dir: str | Path = "results") -> str:
     return before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + rest.split(END)[1]
 
 
-def index(results_dir: str | Path = "results") -> str:
+def index(results_dir: str | Path = "") -> str:
     """``results/README.md``: every claim with its verdict, every table with its rows that were run, their origin."""
     of_preset = records.by_preset(results_dir)
     every = [r for own in of_preset.values() for r in own]

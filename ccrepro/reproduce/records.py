@@ -1,54 +1,50 @@
 """Run records, read back, beside the numbers that the paper reports. Nothing here needs torch, so tables come fast."""
 
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from ccrepro.data.registry import DATASETS
-from ccrepro.errors import ConfigError, DataError
+from ccrepro.errors import ConfigError
 from ccrepro.recipes import PRESETS, departures
+from ccrepro.runs import finished
+from ccrepro.runs.finished import Record
 from ccrepro.runtime import storage
 
 METRICS = ("nmi", "acc", "ari")
-Record = dict[str, Any]
 
 
 def load_records(
-    preset: str, results_dir: str | Path = "results", datasets: Sequence[str] = (), seeds: Sequence[int] = ()
+    preset: str, results_dir: str | Path = "", datasets: Sequence[str] = (), seeds: Sequence[int] = ()
 ) -> list[Record]:
     """The records of a preset by data set, variant, departures from the recipe (none first) and seed.
 
-    datasets: only these, in this order; seeds: only these. ``streaming`` holds what was measured of a run on a stream.
-    Raises `DataError` for a damaged file and `ConfigError` where there is no record.
+    results_dir: whose; "" is ``results/``. datasets: only these, in this order; seeds: only these. ``streaming`` holds
+    what was measured of a run on a stream. Names what is refused on standard error (`finished.accepted`); raises
+    `ConfigError` where no record is left.
     """
-    root, records = storage.ROOT / results_dir, []
-    for path in (root / "runs" / preset).glob("*/*.json"):
-        record, streaming = read(path), root / "streaming" / preset / path.parent.name / path.name
-        if record["dataset"] in (datasets or [record["dataset"]]) and record["seed"] in (seeds or [record["seed"]]):
-            records.append(record | ({"streaming": read(streaming)} if streaming.exists() else {}))
+    root = storage.place(results_dir, "results")
+    records = [r for r in _all(root, preset) if r["dataset"] in (datasets or [r["dataset"]])]
+    records = [r for r in records if r["seed"] in (seeds or [r["seed"]])]
     if not records:
-        what = f"There is no such run of preset {preset} below {results_dir}"
+        what = f"There is no such run of preset {preset} below {root}"
         raise ConfigError(f"{what}. Run `ccrepro reproduce --preset {preset}`.")
     order = list(datasets).index if datasets else str
     return sorted(records, key=lambda r: (order(r["dataset"]), r["variant"], departs(r), r["seed"]))
 
 
-def by_preset(results_dir: str | Path = "results") -> dict[str, list[Record]]:
+def by_preset(results_dir: str | Path = "") -> dict[str, list[Record]]:
     """The records of each preset that has any, in the order of `PRESETS`."""
-    runs = storage.ROOT / results_dir / "runs"
-    return {preset: load_records(preset, results_dir) for preset in PRESETS if any((runs / preset).glob("*/*.json"))}
+    root = storage.place(results_dir, "results")
+    return {preset: load_records(preset, root) for preset in PRESETS if _all(root, preset)}
 
 
-def read(path: Path) -> Record:
-    """One record. Raises `DataError` for a damaged file."""
-    try:
-        return json.loads(path.read_text())
-    except ValueError:
-        raise DataError(f"{path} is not JSON. Remove it, or run it again.") from None
+def _all(root: Path, preset: str) -> list[Record]:
+    runs, streams = root / "runs" / preset, root / "streaming" / preset
+    found = finished.accepted(storage.listing(runs, "*", "*.json"))
+    return [r | finished.streaming(streams / path.relative_to(runs), r) for path, r in found.items()]
 
 
 def departs(record: Record) -> str:

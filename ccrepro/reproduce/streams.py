@@ -8,19 +8,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from ccrepro.config import Config
 from ccrepro.data import ImageSet, as_tensor
 from ccrepro.evaluate import embed
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.recipes import SAMPLE
-from ccrepro.runs.record import run_folder
+from ccrepro.recipes import SAMPLE, overrides
+from ccrepro.runs.finished import run_folder
 from ccrepro.runs.streaming import learn
 from ccrepro.runs.weights import load_model
 from ccrepro.runtime import storage
-from ccrepro.runtime.device import choose_device
+from ccrepro.runtime.device import choose_device, threads
 from ccrepro.train import start
 
 ARRIVING = (1, 8, 64, 512)  # images that arrive at once
@@ -28,20 +27,21 @@ POINTS = 10  # times that the stream is scored
 STEPS = (1, 20)  # on each batch that is seen once
 
 
-def measure(config: Config, data: ImageSet, runs_dir: str | Path = "runs") -> dict[str, Any]:
+def measure(config: Config, data: ImageSet, runs_dir: str | Path = "") -> dict[str, Any]:
     """What a finished run of the full method does on a stream of its images, at most `SAMPLE` of them, in random order.
 
     Writes ``streaming.json`` into the run's folder: ``assign`` (of `assign`) and ``once`` (of `train_once`, by steps
     per batch). Raises `CheckpointError` where the run has no weights.
     """
     folder = run_folder(config, runs_dir)
-    torch.set_num_threads(config.threads)
     model = load_model(folder)[0].to(choose_device(config.device))
     order = np.random.default_rng(config.seed).permutation(len(data.images))[:SAMPLE]
     stream = dataclasses.replace(data, images=data.images[order], labels=data.labels[order])
     result = {name: getattr(config, name) for name in ("dataset", "preset", "variant", "seed")}
-    result["assign"] = assign(config, stream, model)
-    result["once"] = {str(steps): train_once(config, stream, steps) for steps in STEPS}
+    result["overrides"] = overrides(config)
+    with threads(config.threads):
+        result["assign"] = assign(config, stream, model)
+        result["once"] = {str(steps): train_once(config, stream, steps) for steps in STEPS}
     storage.atomic_write(folder / "streaming.json", json.dumps(result, indent=1) + "\n")
     return result
 

@@ -169,9 +169,10 @@ def heads_against_kmeans(records: list[Record]) -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["data set", "network", "ACC, cluster head", "ACC, k-means on features"])
 
 
-def save_table(name: str, records: list[Record], preset: str, results_dir: str | Path = "results") -> str:
-    """Write a table in every metric as Markdown and CSV under ``results/tables/<preset>/``; returns the Markdown."""
-    folder, runs = storage.ROOT / results_dir / "tables" / preset, as_runs(records)
+def save_table(name: str, records: list[Record], preset: str, results_dir: str | Path = "") -> str:
+    """Write a table in every metric as Markdown and CSV below ``tables/<preset>/`` in a folder of results,
+    ``results/local/`` unless another is given; returns the Markdown."""
+    folder, runs = storage.place(results_dir, "results/local") / "tables" / preset, as_runs(records)
     frames = [table(name, runs, metric).assign(metric=metric.upper()) for metric in METRICS]
     storage.atomic_write(folder / f"{name}.csv", pd.concat(frames).to_csv(index=False))
     text = page(name, runs)
@@ -193,14 +194,14 @@ def formatted(name: str, runs: pd.DataFrame, metric: str = "acc", kind: str = "m
     return frame.to_csv(index=False) if kind == "csv" else f"**{caption}**\n\n{as_markdown(frame)}"
 
 
-def show(name: str = "", /, *, preset: str = "demo", format: Format = "markdown", results_dir: str = "results") -> None:
+def show(name: str = "", /, *, preset: str = "demo", format: Format = "markdown", results_dir: str = "") -> None:
     """Print a table of the paper: reported numbers beside ours.
 
     Args:
         name: Name of the table; else all of them.
         preset: Whose runs: demo, laptop, fast or paper.
         format: How to write it.
-        results_dir: Folder of results; results/local has what you have run.
+        results_dir: Folder of results; else results/. results/local has what you have run.
     """
     if name and name not in TABLES:
         raise unknown("table", name, TABLES)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ccrepro.errors import CheckpointError
 from ccrepro.runs.weights import read_sealed, save_sealed
+from ccrepro.runtime import storage
 
 Found = tuple[Path, dict[str, Tensor], dict[str, Any]]  # a checkpoint's file, tensors and facts
 KEPT = 2  # the newest, and the one before it in case the newest is damaged
@@ -63,4 +64,4 @@ class Checkpoints:
             path.unlink()
 
     def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("checkpoint-*.safetensors"))
+        return storage.listing(self.folder, "checkpoint-*.safetensors")

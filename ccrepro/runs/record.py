@@ -10,10 +10,11 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -27,9 +28,10 @@ from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.recipes import overrides, run_name
 from ccrepro.runs import evolution
 from ccrepro.runs.checkpoints import Checkpoints
+from ccrepro.runs.finished import Record, read, run_folder
 from ccrepro.runs.weights import save_model
 from ccrepro.runtime import storage
-from ccrepro.runtime.device import cpu_name
+from ccrepro.runtime.device import cpu_name, threads
 from ccrepro.train import Epoch
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "openTSNE")
@@ -66,21 +68,48 @@ class EpochLog:
 
 
 class Run:
-    """The folder of one run, locked by this process: its checkpoints, its log, and at the end its record.
+    """The folder of one run: its checkpoints, its log, and at the end its record.
 
-    Pass `report` and `checkpoints` to `ccrepro.runs.resume.fit`, then call `finish` with what it returns. A stopped run
-    goes on from its newest checkpoint. A finished run starts anew, and its record is removed first. Raises
-    `LockedError` where another process works on the same run.
+    Within a with-block the folder is locked, and torch has as many threads as the settings say. There, pass `report`
+    and `checkpoints` to `ccrepro.runs.resume.fit`, then call `finish` with what it returns. A stopped run goes on from
+    its newest checkpoint. ``record`` is what the folder holds already, of a run that is done. With ``restart`` the run
+    is made anew in a folder beside it, which takes its place at the end.
+
+    Entering raises `LockedError` where another process works on the same run, and `DataError` where the record in its
+    folder is not of this run.
     """
 
-    def __init__(self, config: Config, data: ImageSet, runs_dir: str | Path = "runs"):
+    def __init__(self, config: Config, data: ImageSet, runs_dir: str | Path = "", restart: bool = False):
         self.config, self.data, self.start = config, data, time.monotonic()
-        self.folder = run_folder(config, runs_dir)
-        self._lock = storage.lock(self.folder).lock
-        storage.sweep(self.folder)
-        (self.folder / "run.json").unlink(missing_ok=True)
+        self.final, self.record = run_folder(config, runs_dir), None
+        self.again = self.final.with_name(f"{self.final.name}.again")
+        self.folder = self.again if restart else self.final
         self.checkpoints = Checkpoints(self.folder)
         self.log = EpochLog(self.folder / "log.jsonl", run_name(config), config.epochs, config.heads != "instance")
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as held:
+            held.enter_context(storage.lock(self.final))
+            held.enter_context(threads(self.config.threads))
+            storage.sweep(self.folder)
+            self.record = self._replaced() or (self._read(self.final) if self.folder == self.final else None)
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+    def _replaced(self) -> Record | None:
+        """Put the run that was made anew, if it is done, in the place of the old one, and return its record. Whenever
+        this is killed, one of them is whole, and the next process goes on here."""
+        if record := self._read(self.again):
+            shutil.rmtree(self.final, ignore_errors=True)
+            os.replace(self.again, self.final)
+        return record
+
+    def _read(self, folder: Path) -> Record | None:
+        path = folder / "run.json"
+        return read(path, run_name(self.config)) if path.exists() else None
 
     def report(self, epoch: Epoch, model: ContrastiveClusteringModel) -> None:
         """Log an epoch's numbers, and at some epochs save the clustering too."""
@@ -89,9 +118,7 @@ class Run:
             evolution.keep(self.folder, epoch["epoch"], evaluate(config, self.data, model), cosines)
         self.log.write(epoch, cosines=cosines)
 
-    def finish(
-        self, model: ContrastiveClusteringModel | None, history: list[Epoch], commit: str = ""
-    ) -> dict[str, Any]:
+    def finish(self, model: ContrastiveClusteringModel | None, history: list[Epoch], commit: str = "") -> Record:
         """Cluster and score all images; write the weights, the assignments and, last, the record, and return it.
         commit: of the code, where there is no clone to ask."""
         clustering = evaluate(self.config, self.data, model)
@@ -104,10 +131,10 @@ class Run:
         result = self._record(clustering, history, {**made_by, "commit": commit or git_commit()})
         storage.atomic_write(self.folder / "run.json", as_text(result))
         self.checkpoints.clear()
-        self._lock.release()
+        self._replaced()
         return result
 
-    def _record(self, clustering: Clustering, history: list[Epoch], made_by: dict[str, Any]) -> dict[str, Any]:
+    def _record(self, clustering: Clustering, history: list[Epoch], made_by: dict[str, Any]) -> Record:
         """Everything the tables and figures need of a run, as plain JSON values."""
         config, data = self.config, self.data
         return {
@@ -131,7 +158,7 @@ class Run:
         }
 
 
-def complete(record: dict[str, Any], folder: Path, data: ImageSet) -> dict[str, Any]:
+def complete(record: Record, folder: Path, data: ImageSet) -> Record:
     """The record of a run from a machine without openTSNE, with the maps of the feature space added. Raises `DataError`
     unless the images are those of the run and its assignments give the scores it states."""
     if record["data_sha256"] != data.sha256:
@@ -140,17 +167,12 @@ def complete(record: dict[str, Any], folder: Path, data: ImageSet) -> dict[str, 
     if any(abs(again[name] - value) > 1e-9 for name, value in record["scores"].items()):
         what = f"The assignments in {folder} score {again}, its record says {record['scores']}"
         raise DataError(f"{what}. Copy the run's folder again.")
-    return {**record, **evolution.collect(folder, Config(**record["config"]), data.labels)}
+    return {**record, **evolution.collect(folder, Config.stored(record["config"]), data.labels)}
 
 
-def as_text(record: dict[str, Any]) -> str:
+def as_text(record: Record) -> str:
     """A record as JSON, one line for each entry."""
     return "{\n" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in record.items()) + "\n}\n"
-
-
-def run_folder(config: Config, runs_dir: str | Path = "runs") -> Path:
-    """The folder of a run below ``runs_dir``; overridden settings are part of its name."""
-    return storage.ROOT / runs_dir / run_name(config)
 
 
 def hardware(model: ContrastiveClusteringModel | None) -> dict[str, Any]:
@@ -169,10 +191,12 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """The clone's commit, with "-dirty" where the code differs from it; "unknown" outside a clone."""
+    """The clone's commit, with "-dirty" where the code differs from it; "unknown" where the code is in none."""
+    if not (storage.CODE / "pyproject.toml").exists():  # an installed package, perhaps below a clone of something else
+        return "unknown"
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(storage.ROOT), *arguments]
+        command = ["git", "-C", str(storage.CODE), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:

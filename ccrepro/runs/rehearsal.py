@@ -14,6 +14,7 @@ from ccrepro.errors import ConfigError
 from ccrepro.evaluate import evaluate
 from ccrepro.runs.evolution import PICTURED, SCORED, cosine_histograms
 from ccrepro.runs.weights import reason
+from ccrepro.runtime.device import threads
 from ccrepro.train import State
 
 MODES = ("reduce-overhead", "default", "off")  # of `torch.compile`, each simpler than the one before
@@ -62,14 +63,14 @@ def epochs_within(config: Config, data: ImageSet, minutes: float, began: float) 
     where not even one does, and for a variant that is not trained."""
     if config.baseline or not config.epochs:
         raise ConfigError(f"Variant {config.variant} is not trained. Leave --max-minutes out.")
-    torch.set_num_threads(config.threads)
-    state = train.start(train.resolve(config), data)
-    compiling = _seconds(settle, state, data)
-    per_epoch = sum(part.steps(config) for part in batches.passes(config, data))
-    _, rough = _steps(state, data, TRIED)
-    drawing, step = _steps(state, data, max(TRIED, min(TIMED, int(TIMING / rough))))
-    seconds = drawing + per_epoch * step + _seconds(cosine_histograms, config, data, state.model)
-    scoring = (SCORED + len(PICTURED)) * _seconds(evaluate, config, data, state.model)
+    with threads(config.threads):
+        state = train.start(train.resolve(config), data)
+        compiling = _seconds(settle, state, data)
+        per_epoch = sum(part.steps(config) for part in batches.passes(config, data))
+        _, rough = _steps(state, data, TRIED)
+        drawing, step = _steps(state, data, max(TRIED, min(TIMED, int(TIMING / rough))))
+        seconds = drawing + per_epoch * step + _seconds(cosine_histograms, config, data, state.model)
+        scoring = (SCORED + len(PICTURED)) * _seconds(evaluate, config, data, state.model)
     left = (1 - SPARE) * 60 * minutes - (time.monotonic() - began) - compiling - scoring  # training compiles again
     if left < seconds:
         raise ConfigError(f"--max-minutes is {minutes:g}, too few for an epoch of {seconds:.0f} s. Give more.")

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ccrepro.config import MACHINE, Config
+from ccrepro.config import Config
 from ccrepro.data import ImageSet
-from ccrepro.errors import CheckpointError, NumericalError
+from ccrepro.errors import CheckpointError, ConfigError, NumericalError
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.runs.checkpoints import Checkpoints, Found
 from ccrepro.runs.rehearsal import settle
 from ccrepro.runs.weights import sha256
-from ccrepro.runtime.device import cpu_name, within_memory
+from ccrepro.runtime.device import cpu_name, threads, within_memory
 from ccrepro.runtime.distributed import ALONE, Ranks
 from ccrepro.runtime.signals import StopSignal
 from ccrepro.train import Epoch, State, check_finite, resolve, start, train
@@ -47,12 +47,11 @@ def fit(
         return None, []
     run = {"config": config.model_dump(mode="json"), "data_sha256": data.sha256}
     run["start_sha256"] = sha256(model.state_dict()) if model else None
-    torch.set_num_threads(config.threads)
     found = ranks.share(checkpoints.load if checkpoints else lambda: None)
     if found:  # the precision is fixed when a run starts, whatever this machine would choose
         config = config.replace(precision=found[2]["machine"]["precision"])
-    state = start(resolve(config, ranks.size), data, model)
-    with within_memory(f"batch_size {config.batch_size}, image_size {config.image_size}"):
+    with threads(config.threads), within_memory(f"batch_size {config.batch_size}, image_size {config.image_size}"):
+        state = start(resolve(config, ranks.size), data, model)
         if state.config.compile != "off":
             torch.compiler.reset()  # what others compiled takes memory, and counts against torch's limit of eight
             settle(state, data)
@@ -117,8 +116,12 @@ def _restore(state: State, found: Found, run: dict[str, Any], machine: dict[str,
     processors to it. Raises `CheckpointError` for another run's checkpoint.
     """
     path, tensors, facts = found
-    new, old = ({k: v for k, v in about["config"].items() if k not in MACHINE} for about in (run, facts))
-    different = [f"{k} {old.get(k)} there, {value} here" for k, value in new.items() if old.get(k) != value]
+    try:
+        old = Config.stored(facts["config"])
+    except ConfigError as error:
+        raise CheckpointError(f"{path} cannot be gone on from. {error}") from None
+    changed = Config(**run["config"]).differences(old)
+    different = [f"{name} {getattr(old, name)} there, {value} here" for name, value in changed.items()]
     different += [what for name, what in OTHERS.items() if facts.get(name) != run[name]]
     if different:
         raise CheckpointError(f"{path} is of another run: {', '.join(different)}. Remove its folder to start anew.")

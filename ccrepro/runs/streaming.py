@@ -18,7 +18,7 @@ import torch
 from ccrepro.batches import pairs
 from ccrepro.config import Config
 from ccrepro.data import as_tensor
-from ccrepro.data.images import LONGEST, BadImage, read
+from ccrepro.data.images import LONGEST, BadImage, Range, read
 from ccrepro.evaluate import embed
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.runtime.ragged import Ragged, channels_of, stacked
@@ -48,18 +48,23 @@ def outputs(model: ContrastiveClusteringModel, images: np.ndarray | Ragged, conf
 
 
 def predict(
-    model: ContrastiveClusteringModel, config: Config, paths: Iterable[str], longest: int = LONGEST
+    model: ContrastiveClusteringModel,
+    config: Config,
+    paths: Iterable[str],
+    longest: int = LONGEST,
+    values: Range | None = None,
 ) -> Iterator[tuple[str, Outputs | BadImage]]:
     """Each path with its image's outputs, (D,), (K,) and (F,), or with what is wrong with the file, in order.
 
     A list is taken `BLOCK` paths at a time. Any other iterable is a stream, which may be slow and may never end: each
     path is answered before the next one is asked for. Memory does not grow with the paths. config: the settings that
-    the model was trained with. longest: the length to which longer sides are reduced first.
+    the model was trained with. longest: the length to which longer sides are reduced first. values: black and white of
+    deep images.
     """
     at_once, coming = BLOCK if isinstance(paths, list) else 1, iter(paths)
     with ThreadPoolExecutor() as pool:  # not a DataLoader: its processes take longer to start than an image takes
         while block := list(islice(coming, at_once)):
-            images = list(pool.map(read, block, repeat(longest)))
+            images = list(pool.map(read, block, repeat(longest), repeat(values)))
             good = [image for image in images if not isinstance(image, BadImage)]
             found = outputs(model, in_channels(stacked(good), model.channels), config) if good else ()
             rows = map(Outputs._make, zip(*found, strict=True))

@@ -146,11 +146,11 @@ def load_model(path: str | Path) -> tuple[ContrastiveClusteringModel, Config, di
     path: a file of `save_model`, or a folder with a ``model.safetensors``, such as a finished run's. Raises
     `CheckpointError` for anything else and for a damaged file.
     """
-    path = Path(path)
+    path = storage.place(path)
     path = path / "model.safetensors" if path.is_dir() else path
     tensors, about = read_sealed(path)
     try:
-        config = Config(**about.pop("config"))
+        config = Config.stored(about.pop("config"))
         model = build(config, about["channels"])
         model.load_state_dict(tensors)
     except (ConfigError, KeyError, TypeError, RuntimeError) as error:
@@ -169,7 +169,7 @@ def load_authors(path: str | Path, config: Config) -> tuple[ContrastiveClusterin
     Raises `CheckpointError` for any other file, for names and shapes that are not exactly those of the settings'
     backbone, K and D, and for a value that is not finite.
     """
-    path = Path(path)
+    path = storage.place(path)
     stored = read_pickle(path)
     _, net = below_prefix(stored, "resnet.conv1.weight", path)
     model, ours = build(config), {}

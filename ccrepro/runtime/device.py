@@ -46,6 +46,17 @@ def choose_compile(device: str, map_side: int, ranks: int = 1) -> str:
 
 
 @contextlib.contextmanager
+def threads(n: int) -> Iterator[None]:
+    """Let torch have n threads on the CPU within the block, and afterwards as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def within_memory(what: str) -> Iterator[None]:
     """Raise `ConfigError` where the block needs more memory than the GPU has. ``what`` names the settings in use."""
     try:

@@ -4,15 +4,38 @@ import contextlib
 import io
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike
 
 from ccrepro.errors import CheckpointError, LockedError
 
-ROOT = Path(__file__).resolve().parents[2]  # of the clone; relative folders start here
+CODE = Path(__file__).resolve().parents[2]  # where the package lies: a clone, or among installed packages
+
+
+def place(path: str | Path | None, default: str = "") -> Path:
+    """A folder or file that a user names: ``~`` is the home folder, and what is relative is so to the current folder.
+    What is not named is the ``default`` below the root of the clone that the current folder lies in, as those of
+    notebooks do; outside a clone, below the current folder."""
+    return Path(os.path.expanduser(path)) if path else _root() / default
+
+
+def _root() -> Path:
+    here = Path.cwd()
+    return next((above for above in (here, *here.parents) if (above / "ccrepro/runtime/storage.py").exists()), here)
+
+
+def listing(folder: Path, *patterns: str) -> list[Path]:
+    """What matches in a folder, sorted; of several patterns, each is for one level further down. Nothing where a folder
+    is absent. Raises `OSError` where one cannot be listed, which `Path.glob` would take for empty."""
+    try:
+        found = sorted(path for path in folder.iterdir() if path.match(patterns[0]))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return [below for path in found for below in listing(path, *patterns[1:])] if patterns[1:] else found
 
 
 def atomic_write(path: str | Path, content: str | bytes) -> Path:
@@ -61,22 +84,30 @@ def readable(name: str | Path) -> str:
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def lock(folder: Path, wait: bool = False) -> AcquireReturnProxy:
-    """Lock a folder until the with-block over the result ends, or ``.lock.release()`` is called, or the process ends.
-    wait: if another process holds the lock, say so and wait for it. Otherwise raises `LockedError`, which names it."""
-    claim, owner = FileLock(folder / "lock", thread_local=False), folder / "owner"
+@contextlib.contextmanager
+def lock(folder: Path, wait: bool = False) -> Iterator[None]:
+    """Lock a folder for the length of the block. The operating system keeps the lock, and frees it when the process
+    ends; the file beside the folder only names the owner.
+
+    wait: if another process holds the lock, say so and wait for it. Otherwise raises `LockedError`, which names it.
+    """
+
+    def signed(file: int) -> None:
+        os.truncate(file, 0)
+        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+
+    path = folder.with_name(f".{folder.name}.lock")
+    claim = FileLock(path, thread_local=False, fallback_to_soft=False, on_acquired=signed)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         held = claim.acquire(timeout=0)
     except Timeout:
-        name = owner.read_text().strip() if owner.exists() else "another process"
         if not wait:
-            raise LockedError(f"{folder} is locked by {name}. Wait for it, or stop it.") from None
-        print(f"waiting for {folder}: {name} is at work on it", flush=True)
+            raise LockedError(f"{folder} is locked by {path.read_text()}. Wait for it, or stop it.") from None
+        print(f"waiting for {folder}: {path.read_text()} is at work on it", flush=True)
         held = claim.acquire()
     except (OSError, NotImplementedError) as error:  # a read-only folder, or a file system without locks
         reason = getattr(error, "strerror", None) or error
-        raise LockedError(f"Cannot lock {folder}: {reason}. Choose a folder on another file system.") from None
-    with contextlib.suppress(OSError):
-        owner.write_text(f"process {os.getpid()} on {socket.gethostname()}\n")
-    return held
+        raise LockedError(f"Cannot lock {folder}: {reason}. Choose another folder.") from None
+    with held:
+        yield

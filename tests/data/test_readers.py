@@ -15,7 +15,7 @@ from ccrepro.data import load, readers
 from ccrepro.data.registry import DATASETS
 from ccrepro.data.synsets import CIFAR100_SUPERCLASS, CIFAR100_SUPERCLASS_NAMES, IMAGENET10, IMAGENET_DOGS, IMAGENETTE
 from ccrepro.errors import DataError
-from ccrepro.runtime.storage import ROOT
+from ccrepro.runtime.storage import CODE
 
 DATA = os.environ.get("CCREPRO_DATA", "nowhere")
 
@@ -188,7 +188,7 @@ def test_a_sample_of_tiny_imagenet_is_read_and_incomplete(tmp_path):
 def test_images_packed_today_have_the_hash_that_the_records_hold(name, folder, tmp_path):
     if folder:
         (tmp_path / folder).symlink_to(Path(DATA, folder))
-    records = [json.loads(path.read_text()) for path in (ROOT / "results/runs").glob(f"*/{name}/*.json")]
+    records = [json.loads(path.read_text()) for path in (CODE / "results/runs").glob(f"*/{name}/*.json")]
     assert {record["data_sha256"] for record in records} == {load(name, tmp_path).sha256}
 
 

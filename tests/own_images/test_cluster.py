@@ -66,7 +66,19 @@ def test_images_are_shown_undistorted():
     assert abs(width - 60) <= 3
 
 
-ODD = ["a'b.png", 'a"b.png', "100%.png", "a,b;c.png", "new\nline.png", "=1+1.png", "-x.png", " y .png", "日本 😀.png"]
+ODD = [
+    "a'b.png",
+    'a"b.png',
+    "100%.png",
+    "a,b;c.png",
+    "new\nline.png",
+    "\rreturn.png",
+    "\x85\u2028 \x1b[31m\r\n.png",
+    "=1+1.png",
+    "-x.png",
+    " y .png",
+    "日本 😀.png",
+]
 
 
 def test_images_of_any_name_get_through(tmp_path, save_images, capsys):
@@ -122,6 +134,48 @@ def test_files_of_other_kinds_are_counted(tmp_path, save_images, capsys):
     with pytest.raises(ImageError, match=r"no images in .*other"):
         inputs.look_through(tmp_path / "other")
     assert "not read: 1 .heic" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_listed_is_named_or_left_out(tmp_path, save_images, monkeypatch, capsys):
+    save_images([tmp_path / "some/a/b.png", tmp_path / "some/c/d.png"])
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("some/c"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(ImageError, match=r"Cannot list the folder .*some/c: Permission denied"):
+        inputs.look_through(tmp_path / "some")
+    assert inputs.look_through(tmp_path / "some", skip_bad=True) == [tmp_path / "some/a/b.png"]
+    assert "left out, folders that cannot be listed: 1" in capsys.readouterr().err
+
+
+def test_deep_images_have_one_range_which_prediction_keeps(tmp_path, monkeypatch, capsys):
+    """Masks, too, and files of several pages, get a word; and ~ is the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        (tmp_path / "some").mkdir(exist_ok=True)
+        page = Image.fromarray(rng.integers(0, 4096 if i == 39 else 300, (12, 12)).astype(np.uint16))
+        page.save(tmp_path / f"some/{i:02d}.tif", save_all=i > 37, append_images=[page] * (i > 37))
+    run("~/some", "~/out")
+    printed = capsys.readouterr()
+    top = int(np.asarray(Image.open(tmp_path / "some/39.tif")).max())
+    assert f"0 black and {top} white where they are deeper than 8 bits" in printed.out
+    assert "2 files hold several pages or frames: the first of each is used" in printed.err
+    predict.predict("~/out", "~/some")
+    found = [json.loads(line)["cluster"] for line in capsys.readouterr().out.splitlines()]
+    assert found == pd.read_csv(tmp_path / "out/clusters.csv").cluster.tolist()
+    (tmp_path / "some/39.tif").unlink()
+    predict.predict("~/out", "~/some")
+    assert [json.loads(line)["cluster"] for line in capsys.readouterr().out.splitlines()] == found[:-1]
+    for i in range(40):
+        Image.fromarray(rng.integers(0, 2, (12, 12)).astype(np.uint8)).save(tmp_path / f"some/{i:02d}.png")
+        (tmp_path / f"some/{i:02d}.tif").unlink(missing_ok=True)
+    run("~/some", "~/masks")
+    assert "note: no pixel is brighter than 1 of 255" in capsys.readouterr().out
 
 
 def test_bad_images_are_listed_or_left_out(tmp_path, save_images, capsys):

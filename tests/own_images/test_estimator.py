@@ -109,6 +109,61 @@ def test_paths_are_read_as_arrays_are(shapes, tmp_path):
     np.testing.assert_array_equal(*scores)
 
 
+class Images(torch.utils.data.Dataset):
+    """As torchvision's: each element is an image and its label."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __getitem__(self, i):
+        return self.items[i], 7
+
+    def __len__(self):
+        return len(self.items)
+
+
+def test_a_container_is_what_its_elements_are(fitted, shapes, tmp_path):
+    """Whether list, tuple, array, column, table or Dataset, of paths, of Pillow's images or of arrays, of any sizes."""
+    some = list(shapes[0][:6])
+    pillows, paths = [Image.fromarray(image.transpose(1, 2, 0)) for image in some], []
+    for i, pillow in enumerate(pillows):
+        paths.append(str(tmp_path / f"{i}.png"))
+        pillow.save(paths[-1])
+    expected, objects = fitted.predict(shapes[0][:6]), np.empty(6, dtype=object)
+    for kind in (some, pillows, paths, [torch.tensor(image) for image in some], [*some[:2], *pillows[2:4], *paths[4:]]):
+        objects[:] = kind
+        tables = [pd.Series(kind, index=range(6, 0, -1)), pd.DataFrame({"a": kind})]
+        pairs = [[(image, label) for label, image in enumerate(kind)], [[image, "cat"] for image in kind]]
+        for form in (kind, tuple(kind), iter(kind), objects, Images(kind), *tables, *pairs):
+            assert (fitted.predict(form) == expected).all()
+    sizes = [some[0].repeat(2, 1).repeat(2, 2), some[1], some[2][:, :-1]]
+    assert (fitted.predict(sizes)[:2] == fitted.predict([sizes[0], some[1]])).all()
+    assert "columns path, label" in raised(lambda: fitted.predict(pd.DataFrame({"path": paths, "label": 1})))
+    for one in (pillows[0], paths[0], {"image": some[0]}):
+        assert "Give a list of images" in raised(lambda one=one: fitted.predict(one))
+    assert "one image in colour, or three grey ones" in raised(lambda: fitted.predict(some[0]))
+    of_grey = ContrastiveClustering(3, **FEW).fit(shapes[0][:, 0])
+    assert of_grey.predict(shapes[0][:3, 0]).shape == (3,)
+
+
+def test_deep_files_have_the_range_that_was_fitted(tmp_path):
+    rng, values = np.random.default_rng(0), []
+    paths = [tmp_path / f"{i}.tif" for i in range(20)]
+    for path in paths:
+        values.append(rng.integers(0, 4096 if path == paths[0] else 900, (12, 12)).astype(np.uint16))
+        Image.fromarray(values[-1]).save(path)
+    black_and_white, pixels = (0, int(values[0].max())), np.round(np.stack(values) * (255 / values[0].max()))
+    of_files, of_arrays = (
+        ContrastiveClustering(2, **FEW).fit(X) for X in (paths, pixels.astype(np.uint8)[..., None].repeat(3, 3))
+    )
+    of_files = ContrastiveClustering.load(of_files.save(tmp_path / "m.safetensors"))
+    assert tuple(of_files.values_) == black_and_white
+    for X in (paths, paths[5:], [Image.open(path) for path in paths[5:]]):
+        assert (of_files.predict_proba(X) == of_arrays.predict_proba(pixels.astype(np.uint8)[-len(X) :])).all()
+    with pytest.warns(UserWarning, match="no pixel is brighter than 1 of 255"):
+        ContrastiveClustering(2, **FEW).fit(rng.integers(0, 2, (20, 12, 12)).astype(np.uint8))
+
+
 def test_grey_and_colour_become_what_was_fitted(fitted, shapes):
     colour, grey = shapes[0], shapes[0][:, 0]
     assert (fitted.predict_proba(grey) == fitted.predict_proba(grey[:, None].repeat(3, 1))).all()
@@ -183,8 +238,9 @@ def test_predict_before_fit():
 
 
 def test_images_of_different_shapes_or_values_say_so(fitted):
-    for form in ([np.zeros((5, 6)), np.zeros((7, 6))], [Image.new("RGB", (5, 6)), Image.new("RGB", (9, 6))]):
-        assert "The images in X have different shapes" in raised(lambda form=form: fitted.predict(form))
+    assert "number 1: X has shape (1, 6, 4, 5)" in raised(
+        lambda: fitted.predict([np.zeros((5, 6)), np.zeros((6, 4, 5))])
+    )
     images = np.full((9, 3, 12, 12), 0.5)
     images[[4, 7], 1, 2, 3] = np.nan, -np.inf
     for call in (ContrastiveClustering(3).fit, ContrastiveClustering(3).partial_fit, fitted.predict):
@@ -199,7 +255,7 @@ def test_bad_files_are_named(tmp_path):
     text = raised(lambda: ContrastiveClustering(2).fit([tmp_path / "a.png", tmp_path / "none.png"]))
     assert "a.png: empty file" in text
     assert "none.png: no such file" in text
-    assert "None: no path" in raised(lambda: ContrastiveClustering(2).fit(["a.png", None]))
+    assert "number 1: no path" in raised(lambda: ContrastiveClustering(2).fit(["a.png", None]))
 
 
 @pytest.mark.parametrize(

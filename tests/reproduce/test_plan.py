@@ -70,6 +70,7 @@ def test_all_of_a_preset_is_planned_but_stand_ins(root, capsys):
 
 def test_two_reproductions_at_once_do_not_mix(root, monkeypatch, capsys):
     monkeypatch.setattr("os.environ", dict(os.environ))  # some of it is set for the runs
+    (root / "notebooks").mkdir()
     with storage.lock(root / "results/local"):
         assert main(["reproduce", "--variants", "cc", "--seeds", "0"]) == 6
     assert "results/local is locked by process" in capsys.readouterr().err
@@ -78,15 +79,15 @@ def test_two_reproductions_at_once_do_not_mix(root, monkeypatch, capsys):
 def test_a_record_made_elsewhere_gets_its_maps(root, digits):
     config = recipe("digits", "demo", "untrained", sample=200)
     data = sample(digits, config.sample, config.seed)
-    run = Run(config, data)
-    made = run.finish(*fit(config, data, run.report))
+    with Run(config, data) as run:
+        made = run.finish(*fit(config, data, run.report))
     bare = {name: value for name, value in made.items() if name != "tsne"}
     path, copy = run.folder / "run.json", root / "results/local/runs/demo/digits/untrained-sample=200-seed0.json"
     path.write_text(json.dumps(bare))
-    plan.gather(path, "results/local", "")
+    plan.gather(run.folder, run_name(config), root / "results/local", "")
     assert json.loads(path.read_text()) == json.loads(copy.read_text()) == json.loads(json.dumps(made))
     written = copy.stat().st_mtime_ns
-    plan.gather(path, "results/local", "")
+    plan.gather(run.folder, run_name(config), root / "results/local", "")
     assert copy.stat().st_mtime_ns == written
 
 
@@ -114,4 +115,4 @@ def test_reproduce_end_to_end(tmp_path):
     assert {path.relative_to(tmp_path).parts[0] for path in made.keys() - before.keys()} == {"runs", "results"}
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["local"]
     assert "2 runs: 2 done, 0 to run." in call()
-    assert {path.name for path, time in files().items() if made.get(path) != time} <= {"owner", "lock"}
+    assert {path.name for path, time in files().items() if made.get(path) != time} <= {".local.lock"}

@@ -56,7 +56,7 @@ def test_what_is_published_follows_from_finished_runs(finished):
 def test_what_no_committed_code_has_made_is_not_published(finished, capsys, commit):
     place(finished, 1, commit=commit)
     assert main(["publish"]) == 2
-    assert "kmeans-pixels-seed1/run.json" in capsys.readouterr().err
+    assert "kmeans-pixels-seed1 was made by code" in capsys.readouterr().err
     assert not (finished / "results").exists()
     assert (finished / "README.md").read_text() == TEXT
 

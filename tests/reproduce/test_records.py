@@ -1,7 +1,10 @@
+import json
+import shutil
+
 import pytest
 from made_records import HARDWARE, record, records, write
 
-from ccrepro.errors import ConfigError, DataError
+from ccrepro.errors import ConfigError
 from ccrepro.reproduce.records import by_preset, data_sets, find_records, load_records, machine, provenance, reported
 
 
@@ -40,14 +43,78 @@ def test_records_are_found_by_preset_data_set_and_seed(root):
         load_records("demo", datasets=["cifar10"])
 
 
-def test_a_record_is_read_with_what_was_measured_of_its_stream_and_named_if_damaged(root):
+def test_a_record_is_read_with_what_was_measured_of_its_stream(root, capsys):
     made = records(cc=[0.9, 0.8])
     write(root / "results/local", made)
     write(root / "results/local", made[1:], kind="streaming")
     assert load_records("demo", "results/local") == [made[0], made[1] | {"streaming": made[1]}]
-    (root / "results/local/runs/demo/digits/cc-seed0.json").write_text("{")
-    with pytest.raises(DataError, match=r"cc-seed0.json is not JSON"):
-        load_records("demo", "results/local")
+    shutil.copy(*(root / f"results/local/streaming/demo/digits/cc-seed{seed}.json" for seed in (1, 0)))
+    assert load_records("demo", "results/local")[0] == made[0]
+    assert "streaming/demo/digits/cc-seed0.json is not of the run" in capsys.readouterr().err
+
+
+def changed(root, change):
+    path = root / "results/runs/demo/digits/cc-seed1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def copied(root, name, change):
+    """As with ``cp``, or with a seed that was edited."""
+    path = root / f"results/runs/demo/{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    r = json.loads((root / "results/runs/demo/digits/cc-seed1.json").read_text())
+    path.write_text(json.dumps(r | change | {"config": r["config"] | change}))
+
+
+SCORES = {"nmi": 0.4, "acc": 0.8, "ari": 0.2}
+REFUSED = {
+    "cut off": (lambda root: (root / "results/runs/demo/digits/cc-seed1.json").write_text("{"), "Expecting"),
+    "a list": (lambda root: (root / "results/runs/demo/digits/cc-seed1.json").write_text("[]"), "valid dictionary"),
+    "copied": (lambda root: copied(root, "digits/cc-seed0 (copy)", {}), "it is of the run demo/digits/cc-seed1"),
+    "another seed's": (lambda root: copied(root, "digits/cc-seed5", {}), "it is of the run demo/digits/cc-seed1"),
+    "another folder": (lambda root: copied(root, "cifar10/cc-seed1", {}), "it is of the run demo/digits/cc-seed1"),
+    "two epochs": (lambda root: copied(root, "digits/cc-seed5", {"seed": 5, "epochs": 2}), "demo/digits/cc-2ep-seed5"),
+    "cut short": (lambda root: changed(root, {"epochs": 2}), "epochs is 2, by its settings 50"),
+    "overrides": (lambda root: changed(root, {"overrides": {"epochs": 2}}), "overrides is {'epochs': 2}"),
+    "a variant": (lambda root: changed(root, {"variant": "views-one"}), "variant is 'views-one', by its settings 'cc'"),
+    "too good": (lambda root: changed(root, {"scores": SCORES | {"acc": 1.01}}), "less than or equal to 1"),
+    "no number": (lambda root: changed(root, {"scores": SCORES | {"ari": float("nan")}}), "finite number"),
+    "a text": (lambda root: changed(root, {"scores": SCORES | {"nmi": "0.5"}}), "valid number"),
+    "other images": (lambda root: changed(root, {"data_sha256": "other"}), "not made of the images of most runs"),
+    "an older setting": (
+        lambda root: changed(root, {"config": {"seed": 1, "zoom": 2}}),
+        "unknown: zoom; missing: back",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_record_counts_only_where_its_place_and_its_content_agree(root, capsys, kind):
+    write(root / "results", records(cc=[0.9, 0.8, 0.7]))
+    before = load_records("demo")
+    change, says = REFUSED[kind]
+    change(root)
+    found = load_records("demo")
+    assert [r["seed"] for r in found] == [r["seed"] for r in before if r in found]
+    assert len(found) == 3 - (len(list(root.rglob("*.json"))) == 3)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("refused: ")
+    assert says in line
+
+
+def test_one_training_under_two_seeds_counts_under_neither_and_a_baseline_may_repeat(root, capsys):
+    write(root / "results", records(cc=[0.9, 0.8]))
+    copied(root, "digits/cc-seed5", {"seed": 5})
+    write(root / "results", [record("kmeans-pixels", 0.7, s, epochs=0, history={}, contingency=[[1]]) for s in (0, 1)])
+    assert [(r["variant"], r["seed"]) for r in load_records("demo")] == [
+        ("cc", 0),
+        ("kmeans-pixels", 0),
+        ("kmeans-pixels", 1),
+    ]
+    assert [line.split("/")[-1][:12] for line in capsys.readouterr().err.splitlines()] == [
+        "cc-seed1.jso",
+        "cc-seed5.jso",
+    ]
 
 
 def test_provenance_tells_times_machines_and_commits():

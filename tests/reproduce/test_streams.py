@@ -54,8 +54,8 @@ def test_training_once_sees_each_batch_and_then_never_again(patterns, tiny, monk
 def test_a_finished_run_is_measured(root, patterns, tiny):
     with pytest.raises(CheckpointError):
         streams.measure(tiny, patterns)
-    run = Run(tiny, patterns)
-    run.finish(*fit(tiny, patterns, run.report))
+    with Run(tiny, patterns) as run:
+        run.finish(*fit(tiny, patterns, run.report))
     found = streams.measure(tiny, patterns)
     assert json.loads((run.folder / "streaming.json").read_text()) == found
     assert (found["dataset"], found["preset"], found["variant"], found["seed"]) == ("digits", "demo", "cc", 0)

@@ -87,7 +87,7 @@ def test_overview_has_all_18_methods_and_ours_below_theirs():
 
 def test_tables_are_saved_in_every_metric_and_come_in_other_formats(root):
     shown = tables.save_table("augmentation", records("imagenet10", views_none=[0.9, 0.7]), "demo")
-    folder = root / "results/tables/demo"
+    folder = root / "results/local/tables/demo"
     assert (folder / "augmentation.md").read_text() == shown
     assert "| 0.030 " in shown
     read = pd.read_csv(folder / "augmentation.csv", dtype=str).set_index("metric")

@@ -1,9 +1,11 @@
 import dataclasses
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
+import torch
 
 from ccrepro.errors import DataError, LockedError
 from ccrepro.evaluate import evaluate
@@ -21,8 +23,8 @@ REQUIRED |= {"commit", "data_sha256", "class_names", "examples", "n_images", "im
 
 @pytest.fixture
 def done(root, patterns, tiny):
-    this = Run(tiny, patterns)
-    return this, this.finish(*fit(tiny, patterns, this.report))
+    with Run(tiny, patterns) as this:
+        return this, this.finish(*fit(tiny, patterns, this.report))
 
 
 def test_a_record_has_what_tables_and_figures_need(done, patterns, tiny):
@@ -65,8 +67,8 @@ def test_a_run_leaves_its_record_its_model_and_its_clustering_in_its_folder(done
 
 
 def test_a_baseline_has_a_record_and_no_model(root, digits):
-    this = Run(recipe("digits", "demo", "kmeans-pixels", seed=3), digits)
-    made = this.finish(None, [], commit="abc")
+    with Run(recipe("digits", "demo", "kmeans-pixels", seed=3), digits) as this:
+        made = this.finish(None, [], commit="abc")
     assert this.folder == root / "runs/demo/digits/kmeans-pixels-seed3"
     assert (made["epochs"], made["commit"], made["hardware"]["gpu"]) == (0, "abc", None)
     assert json.loads((this.folder / "run.json").read_text()) == json.loads(json.dumps(made))
@@ -89,8 +91,8 @@ def test_without_opentsne_a_run_has_a_record_without_maps(root, patterns, tiny, 
         raise ImportError
 
     monkeypatch.setattr(evolution, "tsne", absent)
-    this = Run(tiny, patterns)
-    made = this.finish(*fit(tiny, patterns, this.report))
+    with Run(tiny, patterns) as this:
+        made = this.finish(*fit(tiny, patterns, this.report))
     assert [set(e) for e in made["evolution"]] == [{"epoch", "scores", "n_clusters_used", "cosines"}] * 3
     assert "tsne" not in made
     assert "openTSNE is not installed" in capsys.readouterr().out
@@ -109,9 +111,65 @@ def test_a_run_logs_every_epoch_and_prints_now_and_then(root, patterns, tiny, ca
     assert "epoch 50/50" in lines[1]
 
 
-def test_a_second_writer_is_told_who_has_the_folder(root, patterns, tiny):
-    this = Run(tiny, patterns)
-    with pytest.raises(LockedError, match=f"is locked by process {os.getpid()} on "):
-        Run(tiny, patterns)
-    this._lock.release()
-    Run(tiny, patterns)
+def test_a_second_writer_is_told_who_has_the_folder_and_a_copy_of_a_folder_is_free(root, patterns, tiny):
+    with Run(tiny, patterns) as this:
+        with pytest.raises(LockedError, match=f"is locked by process {os.getpid()} on "), Run(tiny, patterns):
+            pass
+        this.checkpoints.save("0", {}, {})
+        shutil.copytree(root / "runs", root / "copied")
+        with Run(tiny, patterns, "copied"):
+            pass
+    with Run(tiny, patterns):
+        pass
+
+
+class Killed(BaseException):
+    """In the place of a signal that ends the process."""
+
+
+def killed(*arguments, **more):
+    raise Killed
+
+
+def test_an_error_frees_the_folder_and_gives_threads_back_though_its_traceback_lives_on(root, patterns, tiny):
+    """As in JupyterLab, where a cell that was interrupted is run again."""
+    config, before = tiny.replace(threads=torch.get_num_threads() + 1), torch.get_num_threads()
+    with pytest.raises(Killed) as kept, Run(config, patterns):
+        fit(config, patterns, killed)
+    assert torch.get_num_threads() == before
+    with Run(config, patterns):
+        assert torch.get_num_threads() == before + 1
+    assert kept.tb is not None
+
+
+def test_a_run_that_is_done_stays_until_another_has_been_made_anew(done, patterns, tiny, monkeypatch):
+    this, made = done
+
+    def again(restart=False):
+        with Run(tiny, patterns, restart=restart) as run:
+            return run.record or run.finish(*fit(tiny, patterns, run.report, run.checkpoints), commit="new")
+
+    assert again()["seconds"] == made["seconds"]
+    remove = shutil.rmtree
+    for step, commit in (
+        (("ccrepro.runs.record.evaluate", killed), made["commit"]),
+        (("shutil.rmtree", killed), "new"),  # as it takes the place of the old one
+        (("shutil.rmtree", lambda folder, **more: remove(folder) or killed()), "new"),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(*step)
+            with pytest.raises(Killed):
+                again(restart=True)
+        assert again()["commit"] == commit
+    names = [path.name for path in sorted(this.folder.parent.iterdir())]
+    assert names == [f".{this.folder.name}.lock", this.folder.name]
+
+
+def test_a_record_of_another_run_is_no_record_of_this_one(done, patterns, tiny):
+    this, made = done
+    (this.folder / "run.json").write_text(json.dumps(made | {"seed": 1}))
+    with (
+        pytest.raises(DataError, match=r"not the record of such a run: seed is 1, by its settings 0"),
+        Run(tiny, patterns),
+    ):
+        pass

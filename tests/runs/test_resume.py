@@ -93,18 +93,18 @@ def test_two_passes_of_an_epoch_resume_within_either(tmp_path, patterns, fit_wit
 def test_a_resumed_run_says_so_in_its_record_and_has_each_epoch_once_in_its_log(
     root, patterns, config, fit_with, saves
 ):
-    first = Run(config, patterns)
-    first.checkpoints.every = 0 if saves else 1e9
-    fit_with(7, die, Killed, config, patterns, first.report, first.checkpoints)
-    first._lock.release()
+    with Run(config, patterns) as first:
+        first.checkpoints.every = 0 if saves else 1e9
+        fit_with(7, die, Killed, config, patterns, first.report, first.checkpoints)
     with first.log.path.open("a") as file:
         file.write('{"epoch": 3, "lo')  # a line that was cut off
-    this, whole = Run(config, patterns), Run(config, patterns, "whole")
-    record = this.finish(*fit(config, patterns, this.report, this.checkpoints))
+    with Run(config, patterns) as this:
+        record = this.finish(*fit(config, patterns, this.report, this.checkpoints))
     assert [json.loads(line)["epoch"] for line in this.log.path.read_text().splitlines()] == [1, 2, 3]
     assert record["resumed"] == saves
     assert not this.checkpoints.newest()
-    expected = whole.finish(*fit(config, patterns, whole.report))
+    with Run(config, patterns, "whole") as whole:
+        expected = whole.finish(*fit(config, patterns, whole.report))
     for name in ("scores", "evolution", "tsne", "contingency"):
         assert record[name] == expected[name]
 
@@ -188,13 +188,12 @@ def test_a_run_keeps_its_precision_on_another_machine_and_names_both(root, patte
     for name, precision in (("quick", "bf16"), ("slow", "fp32")):
         monkeypatch.setattr("ccrepro.train.choose_precision", lambda *a, precision=precision: precision)
         monkeypatch.setattr("ccrepro.runs.resume.cpu_name", lambda name=name: name)
-        this = Run(config, patterns)
-        this.checkpoints.every = 0
-        if name == "quick":
-            fit_with(4, die, Killed, config, patterns, this.report, this.checkpoints)
-            this._lock.release()
-        else:
-            record = this.finish(*fit(config, patterns, this.report, this.checkpoints))
+        with Run(config, patterns) as this:
+            this.checkpoints.every = 0
+            if name == "quick":
+                fit_with(4, die, Killed, config, patterns, this.report, this.checkpoints)
+            else:
+                record = this.finish(*fit(config, patterns, this.report, this.checkpoints))
     assert (record["hardware"]["precision"], record["hardware"]["processors"]) == ("bf16", ["quick", "slow"])
     whole = fit(config.replace(precision="bf16"), patterns)
     assert record["history"]["loss"] == [float(f"{epoch['loss']:.6g}") for epoch in whole[1]]
