@@ -78,7 +78,7 @@ def fingerprint(source: Bundle | Files) -> str | None:
         about += [source.longest, list(source.class_names), None if source.labels is None else source.labels.tolist()]
     try:
         status = [(p.parent.name, p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in source.paths]
-    except OSError:
+    except FileNotFoundError:
         return None
     return hashlib.sha256(json.dumps([about, status]).encode()).hexdigest()
 
@@ -91,7 +91,7 @@ def read(folder: Path, made_from: str | None = None) -> ImageSet | None:
             return None
         if any(_sha256(folder / name) != digest for name, digest in index["sha256"].items()):
             return None
-    except (OSError, ValueError, KeyError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
     return _mapped(folder, index)
 

@@ -2,12 +2,10 @@
 
 import os
 import shutil
-import tarfile
 import zipfile
 from pathlib import Path
 
 import pooch
-import requests
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError, DataError, unknown
@@ -21,7 +19,7 @@ def fetch(name: str, root: Path) -> None:
     try:
         downloader = pooch.HTTPDownloader(progressbar=True)
         path = pooch.retrieve(archive.url, archive.known_hash, file, downloads, downloader=downloader)
-    except (requests.RequestException, OSError, ValueError) as error:  # ValueError: the hash differs
+    except Exception as error:  # of the network, of the file system, or since the hash differs
         what = f"Cannot fetch {archive.url} ({archive.known_hash}): {' '.join(str(error).split())}"
         raise DataError(f"{what}. Put it into {downloads}, or its folder {folder} into {root}.") from error
     unpack(Path(path), root, folder)
@@ -45,7 +43,9 @@ def unpack(path: Path, root: Path, folder: str, bare: bool = False) -> None:
             raise shutil.ReadError(f"it holds no folder {folder}")
         shutil.rmtree(root / folder, ignore_errors=True)
         os.replace(inside, root / folder)
-    except (shutil.ReadError, tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # which ones a damaged archive may raise is not documented
+        if isinstance(error, OSError) and error.errno:  # a full disk is no reason to fetch it again
+            raise
         raise DataError(f"{path} cannot be unpacked: {error}. Remove it and fetch it again.") from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

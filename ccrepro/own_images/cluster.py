@@ -5,6 +5,7 @@ Letters: N images, K clusters.
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
@@ -110,7 +111,7 @@ def _trained(
     network = f"network {config.backbone}{' from ImageNet' if model else ''}"
     what = f"{network}, batches of {config.batch_size} views of {side}×{side} pixels, {config.epochs} epochs"
     print(f"{what} on {device.type}", flush=True)
-    log = EpochLog(out / "log.jsonl", f"K={config.n_clusters}", config.epochs)
+    log = EpochLog(out / "training/log.jsonl", f"K={config.n_clusters}", config.epochs)
     report, checkpoints = lambda epoch, _: log.write(epoch), Checkpoints(out / "training")
     return resume.fit(config, data, report, checkpoints, model=model)[0]
 
@@ -141,6 +142,8 @@ def save(collection: Collection, found: Clusters, out: Path) -> str:
     gallery.write(out, collection.folder, data, named, found.agreement)
     about = {"images": data.sha256, "pretrained": found.pretrained, "values": data.values}
     save_model(found.model, found.config, out / "model.safetensors", **about)
+    with suppress(FileNotFoundError):  # where nothing was trained
+        os.replace(out / "training/log.jsonl", out / "log.jsonl")
     shutil.rmtree(out / "training", ignore_errors=True)
     return _described(facts)
 

@@ -33,6 +33,8 @@ VIEWS_SEED = 1  # of the two views that `view_agreement` compares
 ELSEWHERE = ("dataset", "preset", "n_clusters", "seed")  # not allowed in `settings`
 NAMED = ("epochs", "batch_size", "image_size", "backbone", "flip")  # settings that are parameters of their own
 
+SAVED = ("image_shape", "value_range", "verbose")  # parameters that are no settings
+
 
 class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
     """Cluster images without labels (Li et al., AAAI 2021).
@@ -50,7 +52,8 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     pretrained : "imagenet", or the path of a file with torchvision's names of weights: the backbone's start.
     settings : a dict of other settings of `Config`.
     image_shape : of flat rows: (H, W) or (C, H, W).
-    value_range : the values of black and white; None is (0, 1).
+    value_range : the values of black and white, but of 8-bit images; None is (0, 1) in arrays, and in files and
+        Pillow's images deeper than 8 bits what `ccrepro.data.images.joint_range` finds.
     random_state : the seed: an int, a `numpy.random.RandomState` or None.
     verbose : print a line per epoch while training.
 
@@ -138,7 +141,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     def save(self, path: str | Path) -> Path:
         """Write the fitted model to one safetensors file, which `load` and ``ccrepro predict`` take."""
         check_is_fitted(self, "model_")
-        parameters = {name: getattr(self, name) for name in ("image_shape", "value_range", "verbose")}
+        parameters = {name: getattr(self, name) for name in SAVED}
         about = {"pretrained": self.pretrained or "", "values": self.values_}
         return save_model(self.model_, self.config_, place(path), parameters=parameters, **about)
 
@@ -147,7 +150,8 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         """What `save` or ``ccrepro cluster`` wrote, ready to predict. Raises `CheckpointError` for anything else."""
         model, config, facts = load_model(path)
         parameters = {name: getattr(config, name) for name in ("n_clusters", *NAMED)}
-        for name, value in facts.get("parameters", {}).items():
+        for name in SAVED:
+            value = facts.get("parameters", {}).get(name)
             parameters[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         own = overrides(config) if config.dataset == OWN else {}
         parameters["settings"] = {name: value for name, value in own.items() if name not in parameters}
@@ -206,7 +210,9 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
             check_is_fitted(self, "model_")
         x = inputs.unwrapped(X)
         if reset:
-            self.values_ = inputs.values_of(x) if isinstance(x, list) else None
+            self.values_ = inputs.black_and_white(self.value_range) if self.value_range else None
+            if isinstance(x, list) and not self.values_:
+                self.values_ = inputs.values_of(x)
         if isinstance(x, list):
             images = inputs.from_list(x, self.value_range, self.values_)
         else:

@@ -19,10 +19,13 @@ THUMB = 160  # side of the small images, in pixels
 def write(out: Path, folder: Path, data: ImageSet, table: pd.DataFrame, agreement: float) -> Path:
     """Write ``index.html`` and its ``thumbs/`` into ``out``; returns the page. table: the path (below ``folder``),
     cluster and confidence of each image."""
-    shutil.rmtree(out / "thumbs", ignore_errors=True)  # of earlier clusters
-    (out / "thumbs").mkdir()
+    thumbs, made = out / "thumbs", out / "thumbs.partial"
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir()
     for row, image in enumerate(data.images):
-        middle_square(image, THUMB).save(out / "thumbs" / f"{row:06d}.jpg", quality=85)
+        middle_square(image, THUMB).save(made / f"{row:06d}.jpg", quality=85)
+    shutil.rmtree(thumbs, ignore_errors=True)  # of earlier clusters
+    os.replace(made, thumbs)
     base = os.path.relpath(folder.resolve(), out.resolve())
     urls = [urllib.parse.quote(os.fsencode(os.path.join(base, path))) for path in table.path]
     images = table.assign(url=urls, path=[*map(storage.readable, table.path)], row=[f"{i:06d}" for i in table.index])

@@ -130,12 +130,7 @@ def from_array(
     the fitted images, if any: only where they are grey, (3, H, W) is three images. Raises `ImageError` for another
     shape, and for values that are not finite or outside the range; `ConfigError` for a range that is none.
     """
-    try:
-        low, high = map(float, value_range or (0, 1))
-    except (TypeError, ValueError):
-        low = high = 0.0
-    if low >= high:
-        raise ConfigError(f"value_range is {value_range!r}. Give two numbers, of black and white, the smaller first.")
+    low, high = black_and_white(value_range or (0, 1))
     if x.size and x.ndim == 3 and x.shape[0] == 3 and channels != 1:
         raise ImageError(
             f"X has shape {x.shape}: one image in colour, or three grey ones? Give X[None], or X[:, None]."
@@ -159,6 +154,17 @@ def from_array(
         what = f"X has values from {x.min():g} to {x.max():g}, but {low:g} is black here and {high:g} white"
         raise ImageError(f"{what}. Scale X, make it uint8, or give value_range=(black, white).")
     return np.round((x - low) * (255 / (high - low))).astype(np.uint8)
+
+
+def black_and_white(value_range: Any) -> Range:
+    """A parameter ``value_range`` as two numbers. Raises `ConfigError` for anything else."""
+    try:
+        low, high = map(float, value_range)
+    except (TypeError, ValueError):
+        low = high = 0.0
+    if low >= high:
+        raise ConfigError(f"value_range is {value_range!r}. Give two numbers, of black and white, the smaller first.")
+    return low, high
 
 
 def fold(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -48,7 +48,7 @@ def _read(source: str, backbone: str) -> dict[str, Any]:
     weights = get_model_weights(backbone).DEFAULT
     try:
         return weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # of the network, of the file system, or since the hash differs
         place = Path(torch.hub.get_dir(), "checkpoints", weights.url.rpartition("/")[2])
         what = f"Cannot download {weights.url}: {' '.join(str(error).split())}"
         raise CheckpointError(f"{what}. Put the file at {place}, or give a file as pretrained.") from None

@@ -41,6 +41,8 @@ class Needed(BaseModel):
     scores_kmeans_on_features: Scores | None = None
     epochs: StrictInt
     n_images: StrictInt
+    seconds: float
+    hardware: dict[str, Any]
     data_sha256: str
     commit: str
     contingency: list[list[StrictInt]]
