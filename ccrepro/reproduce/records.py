@@ -31,20 +31,20 @@ def load_records(
     if not records:
         what = f"There is no such run of preset {preset} below {root}"
         raise ConfigError(f"{what}. Run `ccrepro reproduce --preset {preset}`.")
-    order = list(datasets).index if datasets else str
-    return sorted(records, key=lambda r: (order(r["dataset"]), r["variant"], departs(r), r["seed"]))
+    return sorted(records, key=lambda r: list(datasets).index(r["dataset"])) if datasets else records
 
 
 def by_preset(results_dir: str | Path = "") -> dict[str, list[Record]]:
     """The records of each preset that has any, in the order of `PRESETS`."""
     root = storage.place(results_dir, "results")
-    return {preset: load_records(preset, root) for preset in PRESETS if _all(root, preset)}
+    return {preset: records for preset in PRESETS if (records := _all(root, preset))}
 
 
 def _all(root: Path, preset: str) -> list[Record]:
     runs, streams = root / "runs" / preset, root / "streaming" / preset
     found = finished.accepted(storage.listing(runs, "*", "*.json"))
-    return [r | finished.streaming(streams / path.relative_to(runs), r) for path, r in found.items()]
+    records = [r | finished.streaming(streams / path.relative_to(runs), r) for path, r in found.items()]
+    return sorted(records, key=lambda r: (r["dataset"], r["variant"], departs(r), r["seed"]))
 
 
 def departs(record: Record) -> str:

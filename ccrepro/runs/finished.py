@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, StrictFloat, StrictInt
+from pydantic import BaseModel, Field, StrictFloat, StrictInt, ValidationError
 
 from ccrepro.config import Config
 from ccrepro.errors import DataError
@@ -66,8 +66,11 @@ def read(path: Path, name: str) -> Record:
         told = [key for key in (*OWN, "epochs") if record[key] != own[key]]
         wrong = [f"{key} is {record[key]!r}, by its settings {own[key]!r}" for key in told]
         wrong += [f"it is of the run {run_name(config)}"] * (run_name(config) != name)
-    except ValueError as error:  # of JSON, of pydantic, or of our settings
-        wrong = [" ".join(str(error).split())]
+    except ValidationError as error:
+        first = error.errors()[0]
+        wrong = [f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"]
+    except ValueError as error:  # of JSON, or of our settings
+        wrong = [str(error)]
     if wrong:
         raise DataError(f"{path} is not the record of such a run: {'; '.join(wrong)}. Remove it, or run it again.")
     return record
