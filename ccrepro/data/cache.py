@@ -154,7 +154,7 @@ def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, Any]:
         print(f"bad image: {source.paths[row]}: {found[row]}", file=sys.stderr)
     if not bad:
         if pages := sum(image.more for image in found):
-            print(f"{pages:,} files hold several pages or frames: the first of each is used", file=sys.stderr)
+            print(f"files of several pages or frames, of which the first is used: {pages:,}", file=sys.stderr)
         reduced = sum(image.reduced for image in found)
         return {"sizes": sizes, "labels": source.labels, "reduced": reduced, "values": values}
     if not skip_bad or len(bad) == len(found):

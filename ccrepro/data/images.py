@@ -22,7 +22,7 @@ TURNS = dict(enumerate((
     Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
 ), start=2))  # what makes an image of this EXIF orientation upright  # fmt: skip
 KINDS = {  # files that are often named as images, and what is found among their first bytes, in lower case
-    "HEIC, which is not read here; convert it to JPEG": rb"(?s)^.{4}ftyp(he|mif|msf)",
+    "an HEIC image; convert it to JPEG": rb"(?s)^.{4}ftyp(he|mif|msf)",
     "an SVG drawing": rb"<svg",
     "an HTML page": rb"<html|<!doctype html",
     "a Git LFS pointer; run `git lfs pull`": rb"git-lfs",
@@ -103,7 +103,7 @@ def _kind(path: str | Path) -> str:
         head = file.read(1000)
     named = [kind for kind, mark in KINDS.items() if re.search(mark, head.lower())]
     if named:
-        return f"not an image, but {named[0]}"
+        return f"of a kind that is not read: {named[0]}"
     return f"not an image: it begins with {head[:20]!r}" if head else "empty file"
 
 
