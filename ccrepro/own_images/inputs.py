@@ -54,9 +54,12 @@ def unwrapped(x: Any) -> Any:
     if any(map(_is_image, items)):
         return items
     try:
-        return np.asarray(items)
+        array = np.asarray(items)
     except ValueError:
         raise ImageError("The rows of X differ in length. Give images as arrays, or rows of one length.") from None
+    if array.dtype == object:
+        raise ImageError(f"The elements of X are {type(items[0]).__name__}. Give paths, Pillow's images or arrays.")
+    return array
 
 
 def _is_image(item: Any) -> bool:
@@ -64,7 +67,10 @@ def _is_image(item: Any) -> bool:
 
 
 def _is_labelled(item: Any) -> bool:
-    return isinstance(item, tuple | list) and len(item) == 2 and _is_image(item[0]) and np.ndim(item[1]) == 0
+    """Whether this is a tuple or a list of an image and of what is none."""
+    if not isinstance(item, tuple | list) or not item or not _is_image(item[0]):
+        return False
+    return not any(isinstance(more, Image.Image) or getattr(more, "ndim", 0) > 1 for more in item[1:])
 
 
 def _array(x: Any) -> np.ndarray:

@@ -133,7 +133,7 @@ def test_a_container_is_what_its_elements_are(fitted, shapes, tmp_path):
     for kind in (some, pillows, paths, [torch.tensor(image) for image in some], [*some[:2], *pillows[2:4], *paths[4:]]):
         objects[:] = kind
         tables = [pd.Series(kind, index=range(6, 0, -1)), pd.DataFrame({"a": kind})]
-        pairs = [[(image, label) for label, image in enumerate(kind)], [[image, "cat"] for image in kind]]
+        pairs = [[(image, label) for label, image in enumerate(kind)], [[image, "cat", [1]] for image in kind]]
         for form in (kind, tuple(kind), iter(kind), objects, Images(kind), *tables, *pairs):
             assert (fitted.predict(form) == expected).all()
     sizes = [some[0].repeat(2, 1).repeat(2, 2), some[1], some[2][:, :-1]]
