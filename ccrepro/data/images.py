@@ -121,9 +121,7 @@ def as_seen(image: Image.Image, values: Range | None = None) -> Image.Image:
         black, white = values or ((0, 1) if image.mode == "F" else (0, 65535))
         image = Image.fromarray(((deep.clip(black, white) - black) * (255 / (white - black))).round().astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
     return image.convert("RGB")
 
 

@@ -37,7 +37,7 @@ def test_a_small_run_is_saved_with_its_table(monkeypatch, root):
     monkeypatch.setitem(measure.SECTIONS, "step", (measure.step, steps))
     result = measure.run(1, ("loss", "step"), "cpu")
     path = measure.save(result)
-    assert path.parent == root / "results/bench"
+    assert path.parent == root / "results/local/bench"
     assert json.loads(path.read_text()) == result
     assert len(path.with_suffix(".md").read_text().splitlines()) == 2 + 2 + 4
 

@@ -113,6 +113,6 @@ def test_reproduce_end_to_end(tmp_path):
         assert kept.read_bytes() == run.read_bytes()
     assert before.items() <= made.items()
     assert {path.relative_to(tmp_path).parts[0] for path in made.keys() - before.keys()} == {"runs", "results"}
-    assert [path.name for path in (tmp_path / "results").iterdir()] == ["local"]
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {"local", ".local.lock"}
     assert "2 runs: 2 done, 0 to run." in call()
     assert {path.name for path, time in files().items() if made.get(path) != time} <= {".local.lock"}
