@@ -65,9 +65,7 @@ class ImageSet:
         small, large = (f"{height}×{width}" for height, width in sizes)
         span = f"of {small} pixels" if small == large else f"of {small} to {large} pixels"
         reduced = f", {self.reduced:,} of them reduced" if self.reduced else ""
-        deep = (
-            ", {:g} black and {:g} white where they are deeper than 8 bits".format(*self.values) if self.values else ""
-        )
+        deep = ", {:g} black and {:g} white where deeper than 8 bits".format(*self.values) if self.values else ""
         return f"{len(self.images):,} images {span}{reduced}{deep}"
 
 

@@ -55,7 +55,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     value_range : the values of black and white, but of 8-bit images; None is (0, 1) in arrays, and in files and
         Pillow's images deeper than 8 bits what `ccrepro.data.images.joint_range` finds.
     random_state : the seed: an int, a `numpy.random.RandomState` or None.
-    verbose : print a line per epoch while training.
+    verbose : print what X holds, and a line per epoch while training.
 
     Attributes
     ----------
@@ -99,6 +99,8 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         """Train on X from the start. Raises `ConfigError` for bad parameters, `ImageError` for bad images (both are a
         `ValueError`), and `NumericalError` where training diverges."""
         data = self._as_set(X, reset=True)
+        if self.verbose:
+            print(data, flush=True)
         model = self._start(data)
         model, self.history_ = resume.fit(self.config_, data, self._printed, model=model)
         return self._finish(model, data)
@@ -150,9 +152,9 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         """What `save` or ``ccrepro cluster`` wrote, ready to predict. Raises `CheckpointError` for anything else."""
         model, config, facts = load_model(path)
         parameters = {name: getattr(config, name) for name in ("n_clusters", *NAMED)}
-        for name in SAVED:
-            value = facts.get("parameters", {}).get(name)
-            parameters[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+        for name, value in facts.get("parameters", {}).items():
+            if name in SAVED:  # another version may have others
+                parameters[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
         own = overrides(config) if config.dataset == OWN else {}
         parameters["settings"] = {name: value for name, value in own.items() if name not in parameters}
         self = cls(**parameters, pretrained=facts.get("pretrained") or None, random_state=config.seed)
@@ -201,7 +203,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         return streaming.outputs(self.model_, images, self.config_)
 
     def _as_set(self, X: ArrayLike, reset: bool) -> ImageSet:
-        return ImageSet("X", self._images(X, reset), None, (), "")
+        return ImageSet("X", self._images(X, reset), None, (), "", values=self.values_)
 
     def _images(self, X: ArrayLike, reset: bool = False) -> np.ndarray | Ragged:
         """X as N uint8 images, with the channels of the model. ``reset``: X is to be fitted; it keeps its channels,

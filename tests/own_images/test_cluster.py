@@ -163,7 +163,7 @@ def test_deep_images_have_one_range_which_prediction_keeps(tmp_path, monkeypatch
     run("~/some", "~/out")
     printed = capsys.readouterr()
     top = int(np.asarray(Image.open(tmp_path / "some/39.tif")).max())
-    assert f"0 black and {top} white where they are deeper than 8 bits" in printed.out
+    assert f"0 black and {top} white where deeper than 8 bits" in printed.out
     assert "files of several pages or frames, of which the first is used: 2" in printed.err
     predict.predict("~/out", "~/some")
     found = [json.loads(line)["cluster"] for line in capsys.readouterr().out.splitlines()]

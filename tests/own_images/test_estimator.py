@@ -146,7 +146,7 @@ def test_a_container_is_what_its_elements_are(fitted, shapes, tmp_path):
     assert of_grey.predict(shapes[0][:3, 0]).shape == (3,)
 
 
-def test_deep_files_have_the_range_that_was_fitted(tmp_path):
+def test_deep_files_have_the_range_that_was_fitted(tmp_path, capsys):
     rng, values = np.random.default_rng(0), []
     paths = [tmp_path / f"{i}.tif" for i in range(20)]
     for path in paths:
@@ -158,6 +158,8 @@ def test_deep_files_have_the_range_that_was_fitted(tmp_path):
     )
     of_files = ContrastiveClustering.load(of_files.save(tmp_path / "m.safetensors"))
     assert tuple(of_files.values_) == black_and_white
+    ContrastiveClustering(2, verbose=True, **FEW).fit(paths)
+    assert f"0 black and {black_and_white[1]} white where deeper than 8 bits" in capsys.readouterr().out
     for X in (paths, paths[5:], [Image.open(path) for path in paths[5:]]):
         assert (of_files.predict_proba(X) == of_arrays.predict_proba(pixels.astype(np.uint8)[-len(X) :])).all()
     with pytest.warns(UserWarning, match="no pixel is brighter than 1 of 255"):
