@@ -91,13 +91,8 @@ def lock(folder: Path, wait: bool = False) -> Iterator[None]:
 
     wait: if another process holds the lock, say so and wait for it. Otherwise raises `LockedError`, which names it.
     """
-
-    def signed(file: int) -> None:
-        os.truncate(file, 0)
-        os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-
     path = folder.with_name(f".{folder.name}.lock")
-    claim = FileLock(path, thread_local=False, fallback_to_soft=False, on_acquired=signed)
+    claim = FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         held = claim.acquire(timeout=0)
@@ -110,4 +105,6 @@ def lock(folder: Path, wait: bool = False) -> Iterator[None]:
         reason = getattr(error, "strerror", None) or error
         raise LockedError(f"Cannot lock {folder}: {reason}. Choose another folder.") from None
     with held:
+        with contextlib.suppress(OSError):  # the disk may be full
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
         yield
