@@ -1,10 +1,13 @@
+import contextlib
 import hashlib
 import http.server
 import io
+import shutil
 import tarfile
 import threading
 import zipfile
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -120,6 +123,21 @@ def test_a_tar_that_leaves_its_folder_is_refused_as_a_whole(tmp_path, name, kind
     with pytest.raises(DataError, match="cannot be unpacked"):
         download.unpack(path, tmp_path / "deep/root", "good")
     assert [p for p in tmp_path.rglob("*") if p.is_file() or p.is_symlink()] == [path]
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar", "xztar"])
+def test_a_damaged_archive_is_told_whatever_its_reader_raises(tmp_path, kind):
+    (tmp_path / "good").mkdir()
+    (tmp_path / "good/a.bin").write_bytes(bytes(range(256)) * 20)
+    sound, rng = Path(shutil.make_archive(tmp_path / "a", kind, tmp_path, "good")), np.random.default_rng(0)
+    content, told = sound.read_bytes(), set()
+    for at in rng.integers(len(content), size=100):
+        sound.write_bytes(content[:at] + bytes(rng.integers(256, size=3, dtype=np.uint8)) + content[at + 3 :])
+        with contextlib.suppress(DataError):
+            download.unpack(sound, tmp_path / "root", "good")
+            told.add(at)
+    assert 0 < len(told) < 100
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["good"]
 
 
 def test_a_zip_cannot_leave_its_folder(tmp_path):
