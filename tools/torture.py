@@ -162,7 +162,7 @@ def reproduce(copy: Path) -> subprocess.Popen:
 def made(copy: Path) -> list[Path]:
     """Finished files; what is being written bears a name of its own, and is swept at the next start."""
     found = [*(copy / "runs").rglob("run.json"), *(copy / "results").rglob("*.*")]
-    return [p for p in found if p.is_file() and p.suffix != ".tmp"]
+    return [p for p in found if p.is_file() and p.suffix not in (".tmp", ".lock")]
 
 
 def contents(copy: Path) -> dict[str, Any]:
