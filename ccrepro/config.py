@@ -102,8 +102,9 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
         found = {RENAMED.get(name, name): value for name, value in settings.items()}
         more, less = (sorted(a.keys() - b.keys()) for a, b in ((found, cls.model_fields), (cls.model_fields, found)))
         if more or less:
-            parts = [f"{what} {', '.join(names)}" for what, names in (("unknown:", more), ("missing:", less)) if names]
-            raise ConfigError(f"Its settings are of another version ({'; '.join(parts)}). Make it anew with this one.")
+            parts = {"Unknown": more, "Missing": less}
+            told = "; ".join(f"{what} settings: {', '.join(names)}" for what, names in parts.items() if names)
+            raise ConfigError(f"{told}. Make it anew with this version.")
         return cls(**found)
 
     @property

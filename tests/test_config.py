@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -50,3 +52,15 @@ def test_bad_settings_are_named_with_what_is_allowed(settings, what, allowed):
 def test_differences_leave_the_machine_out():
     changed = Config(epochs=5, lr=1e-2, device="cpu", threads=2, compile="off")
     assert changed.differences(Config()) == {"epochs": 5, "lr": 1e-2}
+
+
+def test_settings_of_another_version_are_mapped_or_named():
+    own = json.loads(json.dumps(dict(Config(lr=0.1))))
+    earlier = {("profile" if name == "preset" else name): value for name, value in own.items()}
+    assert Config.stored(own) == Config.stored(earlier) == Config(lr=0.1)
+    with pytest.raises(ConfigError, match=r"^Unknown settings: rule, zoom; Missing settings: blur, lr\. Make it anew"):
+        Config.stored(
+            {name: value for name, value in own.items() if name not in ("lr", "blur")} | {"zoom": 1, "rule": 2}
+        )
+    with pytest.raises(ConfigError, match=r"^epochs is -1"):
+        Config.stored(own | {"epochs": -1})

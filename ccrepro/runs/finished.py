@@ -70,7 +70,7 @@ def read(path: Path, name: str) -> Record:
         first = error.errors()[0]
         wrong = [f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"]
     except ValueError as error:  # of JSON, or of our settings
-        wrong = [str(error)]
+        wrong = [str(error).rstrip(".")]
     if wrong:
         raise DataError(f"{path} is not the record of such a run: {'; '.join(wrong)}. Remove it, or run it again.")
     return record

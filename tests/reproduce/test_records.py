@@ -83,7 +83,7 @@ REFUSED = {
     "other images": (lambda root: changed(root, {"data_sha256": "other"}), "not made of the images of most runs"),
     "an older setting": (
         lambda root: changed(root, {"config": {"seed": 1, "zoom": 2}}),
-        "unknown: zoom; missing: back",
+        "Unknown settings: zoom; Missing settings: back",
     ),
 }
 
