@@ -128,7 +128,7 @@ def train(
                 epochs = ranks.share(lambda: rehearsal.epochs_within(config, images, max_minutes, began))
                 config = config.replace(epochs=epochs)
             if ranks.rank > 0:
-                if not ranks.share(bool):
+                if not ranks.share(bool):  # rank 0 tells whether the run is done
                     fit(config, images, ranks=ranks)
                 return
             run = held.enter_context(Run(config, images, runs_dir, restart))
