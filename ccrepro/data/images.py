@@ -53,8 +53,8 @@ def measure(path: Source, longest: int = LONGEST) -> Measured:
         own = _turned(image).size
         width, height = _reduced(own, longest)
         values, more = _deep(image), False
-        with contextlib.suppress(Exception):  # it counts the pages; a damaged one after the first is not our concern
-            more = getattr(image, "n_frames", 1) > 1
+        with contextlib.suppress(Exception):  # it looks at the second page, and a damaged one is not our concern
+            more = getattr(image, "is_animated", False)  # of pages, too
         reach = None if values is None else (float(values.min()), float(values.max()))
         return Measured(height, width, (width, height) != own, reach, more)
 
