@@ -34,7 +34,7 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
 
 FEW = 1_000  # with fewer images, training from scratch is likely to lose against a pretrained start
-OF_EARLIER = ("training", "packed.partial", "packed/index.json")  # `run` leaves one, or more
+OF_EARLIER = (".training.lock", "packed.partial", "packed/index.json")  # `run` leaves one, or more
 
 
 class Collection(NamedTuple):
@@ -184,7 +184,5 @@ def check_out(folder: str | Path, out: Path) -> None:
     images, place = storage.place(folder).resolve(), out.resolve()
     if place.is_relative_to(images) or images.is_relative_to(place):
         raise ConfigError(f"Of {folder} and {out}, one lies in the other. Choose a folder for the results elsewhere.")
-    if any(p.name[0] != "." for p in storage.listing(out, "*")) and not any(
-        (out / name).exists() for name in OF_EARLIER
-    ):
+    if storage.listing(out, "*") and not any((out / name).exists() for name in OF_EARLIER):
         raise ConfigError(f"{out} holds files of others. Choose an empty folder, or a new one.")
