@@ -99,8 +99,8 @@ def _mapped(folder: Path, index: dict[str, Any]) -> ImageSet:
     images = joined(arrays["pixels"], arrays["sizes"]) if "pixels" in arrays else arrays["images"]
     parts = {name: arrays.get(name) for name in ("labels", "unlabeled")}
     about = {"class_names": tuple(index["class_names"]), "sha256": index["digest"], "reduced": index["reduced"]}
-    values = tuple(index["values"]) if index["values"] else None
-    return ImageSet(folder.name, images, **parts, **about, values=values)
+    about["values"] = tuple(index["values"]) if index["values"] else None
+    return ImageSet(folder.name, images, **parts, **about)
 
 
 def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> ImageSet:
@@ -137,8 +137,8 @@ def write(folder: Path, source: Bundle | Files, skip_bad: bool = False) -> Image
 
 
 def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, Any]:
-    """Decode all files into ``pixels.npy``; returns the other arrays, and how many images were ``reduced``. Raises
-    `DataError` as `write` does, where all files are bad, and where the disk has too little space."""
+    """Decode all files into ``pixels.npy``; returns the other arrays, how many images were ``reduced``, and ``values``
+    as in `ImageSet`. Raises `DataError` as `write` does, where all files are bad, and where the disk is too small."""
     found = _on_all_cores("measuring", measure, source.paths, repeat(source.longest))
     rows = [row for row, size in enumerate(found) if not isinstance(size, BadImage)]
     sizes = np.array([found[row][:2] for row in rows], dtype=np.int64).reshape(-1, 2)

@@ -28,7 +28,7 @@ KINDS = {  # files that are often named as images, and what is found among their
     "a Git LFS pointer; run `git lfs pull`": rb"git-lfs",
 }  # fmt: skip
 Range = tuple[float, float]  # of values: black and white, or the lowest and the highest
-Source = str | Path | Image.Image  # a file, or Pillow's image of one
+Source = str | os.PathLike | Image.Image  # a file, or Pillow's image of one
 
 
 class BadImage(Exception):
@@ -143,8 +143,8 @@ def _deep(image: Image.Image) -> np.ndarray | None:
 
 def read(path: Source, longest: int = LONGEST, values: Range | None = None) -> np.ndarray | BadImage:
     """An image file → uint8 (3, H, W) as `decode` makes it, or what is wrong with it."""
-    if not isinstance(path, str | os.PathLike | Image.Image):
-        return BadImage("no path")  # but a gap in a table
+    if not isinstance(path, Source):  # a gap in a table
+        return BadImage("no path")
     try:
         there = isinstance(path, Image.Image) or os.path.isfile(path)
         return decode(path, longest, values) if there else BadImage("no such file")

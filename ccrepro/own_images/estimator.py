@@ -32,7 +32,6 @@ from ccrepro.runtime.storage import place
 VIEWS_SEED = 1  # of the two views that `view_agreement` compares
 ELSEWHERE = ("dataset", "preset", "n_clusters", "seed")  # not allowed in `settings`
 NAMED = ("epochs", "batch_size", "image_size", "backbone", "flip")  # settings that are parameters of their own
-
 SAVED = ("image_shape", "value_range", "verbose")  # parameters that are no settings
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ccrepro.data.images import SUFFIXES, BadImage, Range, is_image, joint_range, measure, read, visible_files
+from ccrepro.data.images import SUFFIXES, BadImage, Range, Source, is_image, joint_range, measure, read, visible_files
 from ccrepro.errors import ConfigError, ImageError
 from ccrepro.runs.streaming import in_channels
 from ccrepro.runtime.ragged import Ragged, stacked
@@ -35,7 +35,7 @@ def unwrapped(x: Any) -> Any:
     """
     if hasattr(x, "tocsr"):
         return x
-    if isinstance(x, Image.Image | str | os.PathLike | Mapping):
+    if isinstance(x, Source | Mapping):
         raise ImageError(f"X is a {type(x).__name__}. Give a list of images, even of one.")
     if hasattr(x, "iloc") and x.ndim == 2 and x.select_dtypes(["number", "bool"]).shape != x.shape:
         if x.shape[1] != 1:
@@ -44,7 +44,7 @@ def unwrapped(x: Any) -> Any:
         x = x.iloc[:, 0]
     if not hasattr(x, "iloc") and hasattr(x, "__array__"):
         x = _array(x)
-    if getattr(x, "ndim", 0) > 1 or (isinstance(x, np.ndarray) and x.dtype.kind in "biufc"):
+    if _is_array(x) or (isinstance(x, np.ndarray) and x.dtype.kind in "biufc"):
         return x
     try:
         items = list(x) if isinstance(x, Iterable) else [x[i] for i in range(len(x))]
@@ -62,15 +62,20 @@ def unwrapped(x: Any) -> Any:
     return array
 
 
+def _is_array(item: Any) -> bool:
+    """Whether it has two axes or more; labels have fewer."""
+    return getattr(item, "ndim", 0) > 1
+
+
 def _is_image(item: Any) -> bool:
-    return isinstance(item, Image.Image | str | os.PathLike) or getattr(item, "ndim", 0) > 1
+    return isinstance(item, Source) or _is_array(item)
 
 
 def _is_labelled(item: Any) -> bool:
     """Whether this is a tuple or a list of an image and of what is none."""
     if not isinstance(item, tuple | list) or not item or not _is_image(item[0]):
         return False
-    return not any(isinstance(more, Image.Image) or getattr(more, "ndim", 0) > 1 for more in item[1:])
+    return not any(isinstance(more, Image.Image) or _is_array(more) for more in item[1:])
 
 
 def _array(x: Any) -> np.ndarray:
@@ -104,12 +109,12 @@ def from_list(
 def _values(item: Any) -> Range | None:
     """The lowest and highest value of a deep file, or of a deep image of Pillow; None for anything else."""
     with suppress(BadImage):  # which is told when the pixels are read
-        return None if getattr(item, "ndim", 0) > 1 or not _is_image(item) else measure(item).values
+        return measure(item).values if isinstance(item, Source) else None
 
 
 def _pixels(item: Any, value_range: tuple[float, float] | None, values: Range | None) -> np.ndarray | BadImage:
     """One image of any kind → uint8 (C, H, W)."""
-    if getattr(item, "ndim", 0) < 2:
+    if not _is_array(item):
         return read(item, LONGEST, values)
     try:
         array = _array(item)[None]
