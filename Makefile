@@ -64,7 +64,7 @@ environment: .venv/installed
 upgrade: environment ## renew requirements.lock with the newest versions, and .venv with it
 	@$(VENV)/uv pip compile --quiet --upgrade --universal --python $(VENV)/python --python-version 3.11.4 \
 	  --generate-hashes --no-emit-index-url --custom-compile-command "make upgrade" \
-	  --extra dev --output-file requirements.lock pyproject.toml
+	  --extra dev --extra images --output-file requirements.lock pyproject.toml
 	@$(MAKE) --no-print-directory environment
 
 clean: ## remove .venv and caches; runs and results stay

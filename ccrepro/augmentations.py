@@ -29,6 +29,7 @@ OF_CUT = torch.tensor((0, 0, 1, 1))  # turns a box into that of the image's part
 ORDERS = torch.tensor([*itertools.permutations((BRIGHTNESS, CONTRAST, SATURATION, HUE))], dtype=torch.int8)  # (24, 4)
 CROP_RATIO = (3 / 4, 4 / 3)  # width over height of a crop [code]
 BLUR_KERNEL, BLUR_SIGMA = 23, (0.1, 2.0)  # taps per axis; range of the standard deviation in pixels [code]
+MIDDLE = 0.875  # share of the shorter side of photos that is scored
 TRIES = 10  # attempts at a crop box that fits, as torchvision makes them
 AT_ONCE = 2**18  # pixels of the views that a CPU makes at once, so that they stay in its cache
 CUT_AT_ONCE = 64  # crops of images of different sizes that are padded to the largest of them
@@ -134,10 +135,12 @@ def _compiled_jitter() -> Callable[..., Tensor]:
     return torch.compile(fused_views.color_jitter, dynamic=False)
 
 
-def eval_view(images: Tensor | Ragged, size: int, quantize: bool = False) -> Tensor:
-    """The images as they are scored: N uint8 images → float (N, C, S, S), resized without keeping the aspect."""
+def eval_view(images: Tensor | Ragged, size: int, quantize: bool = False, middle: bool = False) -> Tensor:
+    """The images as they are scored: N uint8 images → float (N, C, S, S), resized without keeping the aspect; or, with
+    ``middle``, their middle squares, `MIDDLE` of the shorter side, as networks for ImageNet see them."""
     sizes = torch.from_numpy(sizes_of(images)).float()
-    box = torch.cat((torch.zeros_like(sizes), sizes), 1)
+    cut = (MIDDLE * sizes.amin(1, keepdim=True)).round().expand(-1, 2) if middle else sizes
+    box = torch.cat((torch.floor((sizes - cut) / 2), cut), 1)
     return resized_crop(images, box, torch.zeros(len(box), dtype=torch.bool), size, quantize)
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Annotated, Any, TypedDict, Unpack
+from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import yaml
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError
@@ -40,7 +40,11 @@ OfRuns = settings(
 )
 OfImages = settings(
     "Where you give none, chosen by the number of images and their size.",
-    *("dataset", "preset", "variant", "n_clusters", "baseline", "unlabeled", "sample"),
+    *("dataset", "preset", "variant", "n_clusters", "backbone", "baseline", "unlabeled", "sample"),
+)
+BACKBONE = (
+    "A pretrained network: efficientnet-lite0, which is the default and works offline, or any of timm's names. With "
+    "--from-scratch: " + ", ".join(get_args(Config.model_fields["backbone"].annotation)[:-1])
 )
 DataSet = Annotated[str, Parameter(help="Name of the data set.")]
 RunsDir = Annotated[str, Parameter(help="Folder of runs; else runs/.")]
@@ -146,22 +150,39 @@ def print_recipe(dataset: DataSet, /, **given: Unpack[OfRecipe]) -> None:
     print(yaml.safe_dump(_config(dataset, given).model_dump(mode="json"), sort_keys=False))
 
 
+def _number_or_auto(_: Any, tokens: Sequence[Any]) -> int | str:
+    value = tokens[0].value
+    if value != "auto" and not value.isdecimal():  # cyclopts alone makes 2 of 2.5
+        raise ValueError(f"{value!r} is neither a number nor auto")
+    return value if value == "auto" else int(value)
+
+
 @app.command
 def cluster(
     folder: Annotated[str, Parameter(help="Images, in it and in its sub-folders.")],
     /,
     *,
-    n_clusters: Annotated[int, Parameter(help="Number of clusters.")],
-    out: Annotated[str, Parameter(help="Folder for the results.")],
+    n_clusters: Annotated[
+        int | Literal["auto"],
+        Parameter(help="A number, or auto: by the silhouette of k-means.", converter=_number_or_auto),
+    ],
+    out: Annotated[str, Parameter(help="Folder for the results; else FOLDER-clusters in the current folder.")] = "",
     skip_bad: Annotated[bool, Parameter(help="Leave out images that cannot be read.")] = False,
-    pretrained: Annotated[str, Parameter(help="Where the backbone starts: 'imagenet', or a file of weights.")] = "",
+    from_scratch: Annotated[bool, Parameter(help="Train a network on these alone, as on images below 64 px.")] = False,
+    backbone: Annotated[str, Parameter(help=BACKBONE)] = "",
+    weights: Annotated[str, Parameter(help="A file of the backbone's weights, where it cannot be downloaded.")] = "",
+    n_init: Annotated[int, Parameter(help="Starts on a pretrained backbone, of which the best is kept.")] = 20,
+    move_into: Annotated[str, Parameter(help="Folder to sort the images into: links where possible, or copies.")] = "",
     **given: Unpack[OfImages],
 ) -> None:
     """Cluster a folder of images: CSV, an HTML gallery, the model."""
-    config = recipe(OWN, OWN, n_clusters=n_clusters, **given)  # mistakes are told at once
+    if from_scratch and backbone:
+        given, backbone = {**given, "backbone": backbone}, ""
+    recipe(OWN, OWN, n_clusters=2 if n_clusters == "auto" else n_clusters, **given)  # mistakes are told at once
     from ccrepro.own_images import cluster
 
-    cluster.run(folder, config.n_clusters, out, skip_bad, pretrained, given)
+    network = {"scratch": from_scratch, "backbone": backbone, "weights": weights, "n_init": n_init}
+    cluster.run(folder, n_clusters, out, skip_bad, **network, move_into=move_into, settings=given)
 
 
 @app.command(help_epilogue="Variants: " + "; ".join(f"{name}: {v.about}" for name, v in VARIANTS.items()) + ".")

@@ -51,8 +51,8 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     grayscale: Share = setting(0.2, "probability of dropping colour [§4.2: as SimCLR]")
     blur: Share = setting(0.0, "probability of a Gaussian blur [§4.2: off on four data sets]")
 
-    backbone: Literal["resnet18", "resnet34", "resnet50", "small", "fast-s", "fast-m"] = setting(
-        "resnet34", "the network below the heads [§4.2, Table 5]"
+    backbone: Literal["resnet18", "resnet34", "resnet50", "small", "fast-s", "fast-m", "pretrained"] = setting(
+        "resnet34", "the network below the heads [§4.2, Table 5]; pretrained: in your own images alone"
     )
     stem: Literal["imagenet", "cifar"] = setting("imagenet", "of a ResNet: 7×7 stride 2 and max-pool, or 3×3 [code]")
     normalize: bool = setting(False, "give the network pixels of mean 0 and deviation 1 per channel [code: no]")

@@ -21,6 +21,10 @@ class ConfigError(CcreproError, ValueError, exit_code=2):
     """A setting, a name or a parameter that is not allowed."""
 
 
+class NotInstalled(ConfigError):
+    """A package that is needed for what was asked for."""
+
+
 class DataError(CcreproError, exit_code=3):
     """A data set that is missing, incomplete or damaged."""
 

@@ -67,8 +67,9 @@ def embed(
     model.eval()
     largest = channels_of(images) * int(sizes_of(images).prod(1).max())
     device, at_once = next(model.parameters()).device, max(1, min(batch_size, PIXELS // largest))
+    how = (config.image_size, config.quantize, config.backbone == "pretrained")
     batches = (images[i : i + at_once].to(device) for i in range(0, len(images), at_once))
-    parts = [model(eval_view(batch, config.image_size, config.quantize)) for batch in batches]
+    parts = [model(eval_view(batch, *how)) for batch in batches]
     z, p = (torch.cat(outputs).cpu().numpy() for outputs in zip(*parts, strict=True))
     return z, p
 

@@ -94,6 +94,8 @@ def test_images_of_different_sizes_are_scored_as_pil_resizes_them():
 def test_eval_view_resizes_like_torchvision(photos, square):
     assert_close(A.eval_view(photos, 12), TF.resize(photos / 255, [12, 12], antialias=True), **CLOSE)
     assert_close(A.eval_view(square, 20), square / 255, **CLOSE)
+    middle = TF.resize(TF.center_crop(photos / 255, [18, 18]), [12, 12], antialias=True)  # 18 of 20 by 26
+    assert_close(A.eval_view(photos, 12, middle=True), middle, **CLOSE)
 
 
 @pytest.mark.parametrize(

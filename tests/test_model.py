@@ -4,6 +4,7 @@ import torchvision
 from torch.testing import assert_close
 
 from ccrepro.backbones import BACKBONES
+from ccrepro.errors import ConfigError
 from ccrepro.model import build
 from ccrepro.recipes import recipe
 
@@ -112,3 +113,8 @@ def test_whitened_patches_have_unit_covariance_and_the_filters_are_not_trained(g
     assert_close(network.whitening.weight[:12], -network.whitening.weight[12:])
     network(smooth).sum().backward()
     assert network.whitening.weight.grad is None
+
+
+def test_pretrained_names_no_network_to_train():
+    with pytest.raises(ConfigError, match="'pretrained', which is no network to train"):
+        build(recipe("cifar10", backbone="pretrained"))

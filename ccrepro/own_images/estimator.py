@@ -5,7 +5,7 @@ Letters: N images, C channels, H, W sides, F values of a flat row, D instance di
 
 import warnings
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -21,7 +21,8 @@ from ccrepro.config import Config
 from ccrepro.data import ImageSet, as_tensor
 from ccrepro.errors import ConfigError, ImageError
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.own_images import inputs, own_recipe, pretrained, usual_side
+from ccrepro.own_images import FEW, PHOTO, TOO_FEW, inputs, own_recipe, photos, starts, usual_side
+from ccrepro.own_images import features as seen
 from ccrepro.recipes import OWN, overrides
 from ccrepro.runs import resume, streaming
 from ccrepro.runs.weights import load_model, save_model
@@ -31,8 +32,9 @@ from ccrepro.runtime.storage import place
 
 VIEWS_SEED = 1  # of the two views that `view_agreement` compares
 ELSEWHERE = ("dataset", "preset", "n_clusters", "seed")  # not allowed in `settings`
-NAMED = ("epochs", "batch_size", "image_size", "backbone", "flip")  # settings that are parameters of their own
-SAVED = ("image_shape", "value_range", "verbose")  # parameters that are no settings
+NAMED = ("epochs", "batch_size", "image_size", "flip")  # settings that are parameters of their own
+SAVED = ("image_shape", "value_range", "verbose", "n_init")  # parameters that are no settings
+FITTED = ("model_", "state_", "history_", "losses_", "labels_")  # what a new fit forgets
 
 
 class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, BaseEstimator):
@@ -45,10 +47,14 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
 
     Parameters
     ----------
-    n_clusters : K, 2 or more.
-    epochs, batch_size, image_size, backbone, flip : settings of `ccrepro.config.Config`; None chooses by the number
-        of images and their size (`own_recipe`). Use ``flip=0`` where a mirrored image means something else.
-    pretrained : "imagenet", or the path of a file with torchvision's names of weights: the backbone's start.
+    n_clusters : K, 2 or more; with a pretrained backbone also "auto" (`ccrepro.own_images.photos.fit`).
+    backbone : None trains a network on X alone, from scratch. A name is that of a pretrained network, which stays as it
+        is: "efficientnet-lite0", which comes with ``ccrepro[images]``, or one of timm's. A layer on its features, and
+        the heads, are trained.
+    weights : the file of the backbone's weights; None is where it has them from itself.
+    n_init : on a pretrained backbone, the number of starts, of which the one of the lowest loss is kept.
+    epochs, batch_size, image_size, flip : settings of `ccrepro.config.Config`; None chooses by the number of images and
+        their size (`own_recipe`). Use ``flip=0`` where a mirrored image means something else.
     settings : a dict of other settings of `Config`.
     image_shape : of flat rows: (H, W) or (C, H, W).
     value_range : the values of black and white, but of 8-bit images; None is (0, 1) in arrays, and in files and
@@ -61,20 +67,22 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
     labels_ : int64 (N,), the cluster of each image fitted, 0 … K - 1.
     model_ : the trained `ContrastiveClusteringModel`. config_ : its settings.
     history_ : one dict per epoch: losses, entropy, cosines of pairs and more.
+    losses_ : of `fit` on a pretrained backbone: the cluster losses of all starts, the lowest first.
     values_ : black and white of the files fitted that are deeper than 8 bits, None if there were none.
     n_iter_ : epochs done. n_features_in_ : F, where flat rows were fitted.
     """
 
     def __init__(
         self,
-        n_clusters: int = 10,
+        n_clusters: int | Literal["auto"] = 10,
         *,
+        backbone: str | None = None,
+        weights: str | Path | None = None,
+        n_init: int = photos.N_INIT,
         epochs: int | None = None,
         batch_size: int | None = None,
         image_size: int | None = None,
-        backbone: str | None = None,
         flip: float | None = None,
-        pretrained: str | None = None,
         settings: dict[str, Any] | None = None,
         image_shape: tuple[int, ...] | None = None,
         value_range: tuple[float, float] | None = None,
@@ -82,12 +90,13 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         verbose: bool = False,
     ):
         self.n_clusters = n_clusters
+        self.backbone = backbone
+        self.weights = weights
+        self.n_init = n_init
         self.epochs = epochs
         self.batch_size = batch_size
         self.image_size = image_size
-        self.backbone = backbone
         self.flip = flip
-        self.pretrained = pretrained
         self.settings = settings
         self.image_shape = image_shape
         self.value_range = value_range
@@ -100,26 +109,44 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         data = self._as_set(X, reset=True)
         if self.verbose:
             print(data, flush=True)
-        model = self._start(data)
-        model, self.history_ = resume.fit(self.config_, data, self._printed, model=model)
-        return self._finish(model, data)
+        network, chosen = self._start(data)
+        if network:
+            found = photos.fit(network, data.images, self.n_clusters, self.n_init, **chosen)
+            best, self.config_ = found.starts[0], found.config
+            self.history_, self.losses_ = best.history, [start.loss for start in found.starts]
+            return self._finish(found.model, best.clusters)
+        self.config_ = own_recipe(self.n_clusters, len(data.images), usual_side(data.images), **chosen)
+        model, self.history_ = resume.fit(self.config_, data, self._printed)
+        return self._finish(model, streaming.outputs(model, data.images, self.config_).p.argmax(1))
 
     def partial_fit(self, X: ArrayLike, y: None = None) -> Self:
         """Train one more epoch, on X, which must fill a batch; it may be other images each time. The first call makes
-        model and optimizer. The learning rate stays that of the first epoch, since nobody knows which is the last."""
-        fresh = not hasattr(self, "model_")
+        model and optimizer: one start, where the backbone is pretrained, on the features of X alone. The learning rate
+        stays that of the first epoch, since nobody knows which is the last."""
+        fresh, network = not hasattr(self, "model_"), None
         data = self._as_set(X, reset=fresh)
-        model = self._start(data) if fresh else self.model_
-        if len(data.images) < self.config_.batch_size:
-            what = f"{len(data.images)} images do not fill a batch of {self.config_.batch_size}"
+        if fresh:
+            network, chosen = self._start(data)
+            about = (len(data.images), usual_side(data.images), network.image_size if network else 0)
+            self.config_ = own_recipe(self.n_clusters, *about, **chosen)
+        config = self.config_
+        if len(data.images) < config.batch_size:
+            what = f"{len(data.images)} images do not fill a batch of {config.batch_size}"
             raise ImageError(f"{what}. Give more, or set batch_size.")
+        model = network.model(config) if network else getattr(self, "model_", None)
+        features = seen.extract(model, config, data.images) if self.pretrained_ else None
+        if network:
+            starts.measure_length(model, features)
         if not hasattr(self, "state_"):  # the first call, or the first after `fit` or `load`
-            self.state_ = train.start(self.config_, data, model)
+            self.state_ = train.start(config, data, model) if features is None else starts.begin(model, config)
             self.state_.history = list(getattr(self, "history_", []))
             self.state_.epoch = len(self.state_.history)
-        streaming.learn(self.state_, data.images)
-        self.history_ = self.state_.history
-        return self._finish(self.state_.model, data)
+        model, self.history_ = self.state_.model, self.state_.history
+        if features is None:
+            streaming.learn(self.state_, data.images)
+            return self._finish(model, streaming.outputs(model, data.images, config).p.argmax(1))
+        starts.learn(self.state_, features)
+        return self._finish(model, starts.outputs(model, features)[1][0].argmax(1))
 
     def predict(self, X: ArrayLike) -> np.ndarray:
         """The cluster of each image: int64 (N,)."""
@@ -143,7 +170,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         """Write the fitted model to one safetensors file, which `load` and ``ccrepro predict`` take."""
         check_is_fitted(self, "model_")
         parameters = {name: getattr(self, name) for name in SAVED}
-        about = {"pretrained": self.pretrained or "", "values": self.values_}
+        about = {"pretrained": self.pretrained_, "values": self.values_}
         return save_model(self.model_, self.config_, place(path), parameters=parameters, **about)
 
     @classmethod
@@ -154,10 +181,12 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         for name, value in facts.get("parameters", {}).items():
             if name in SAVED:  # another version may have others
                 parameters[name] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-        own = overrides(config) if config.dataset == OWN else {}
+        own, pretrained = overrides(config) if config.dataset == OWN else {}, facts.get("pretrained") or {}
+        if pretrained:
+            del own["backbone"]  # it is no setting of the user's then
         parameters["settings"] = {name: value for name, value in own.items() if name not in parameters}
-        self = cls(**parameters, pretrained=facts.get("pretrained") or None, random_state=config.seed)
-        self.model_, self.config_ = model.to(choose_device(config.device)), config
+        self = cls(**parameters, backbone=pretrained.get("name"), random_state=config.seed)
+        self.model_, self.config_, self.pretrained_ = model.to(choose_device(config.device)), config, pretrained
         self.values_ = facts.get("values")
         return self
 
@@ -173,8 +202,9 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         tags.transformer_tags.preserves_dtype = ["float32"]
         return tags
 
-    def _start(self, data: ImageSet) -> ContrastiveClusteringModel | None:
-        """Choose the settings by the images and the parameters; returns the pretrained model, if any."""
+    def _start(self, data: ImageSet) -> tuple[photos.Network | None, dict[str, Any]]:
+        """The pretrained network, if there is one, and the settings that the parameters choose; forgets what was fitted
+        before."""
         settings = self.settings or {}
         if not isinstance(settings, dict) or settings.keys() & ELSEWHERE:
             raise ConfigError(f"settings is {settings!r}. Give a dict without {', '.join(ELSEWHERE)}.")
@@ -182,15 +212,19 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = int(check_random_state(seed).randint(2**31 - 1))
-        about = (len(data.images), usual_side(data.images), bool(self.pretrained))
-        self.config_ = own_recipe(self.n_clusters, *about, **chosen, seed=seed)
-        for name in ("model_", "state_", "history_", "labels_"):
+        for name in FITTED:
             self.__dict__.pop(name, None)
-        return pretrained.start(self.config_, data.channels, self.pretrained) if self.pretrained else None
+        chosen["seed"], network, self.pretrained_ = seed, None, {}
+        if self.backbone:
+            about = (chosen.get("image_size", 0), chosen.get("device", "auto"))
+            network = photos.Network(self.backbone, self.weights or "", *about)
+            self.pretrained_ = network.about
+        elif len(data.images) < FEW and usual_side(data.images) >= PHOTO:
+            warnings.warn(f"{TOO_FEW}: give backbone", stacklevel=3)
+        return network, chosen
 
-    def _finish(self, model: ContrastiveClusteringModel, data: ImageSet) -> Self:
-        self.model_, self.n_iter_ = model.eval(), len(self.history_)
-        self.labels_ = streaming.outputs(model, data.images, self.config_).p.argmax(1)
+    def _finish(self, model: ContrastiveClusteringModel, clusters: np.ndarray) -> Self:
+        self.model_, self.labels_, self.n_iter_ = model.eval(), clusters, len(self.history_)
         return self
 
     def _printed(self, epoch: train.Epoch, model: ContrastiveClusteringModel) -> None:
@@ -225,7 +259,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
             return streaming.in_channels(images, self.model_.channels)
         if remark := inputs.too_dark(images):
             warnings.warn(remark, stacklevel=4)
-        return streaming.in_channels(images, 3) if self.pretrained else images
+        return streaming.in_channels(images, 3) if self.backbone else images
 
 
 @torch.inference_mode()

@@ -4,6 +4,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable
+from csv import QUOTE_ALL, DictWriter
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from ccrepro.data.images import BadImage
 from ccrepro.errors import ConfigError, ImageError
 from ccrepro.evaluate import evaluate as clustered
 from ccrepro.evaluate import score
-from ccrepro.own_images import inputs
+from ccrepro.own_images import inputs, sorting
 from ccrepro.recipes import OWN, recipe
 from ccrepro.runs import streaming
 from ccrepro.runs.weights import load_authors, load_model
@@ -27,7 +28,7 @@ from ccrepro.runtime.device import choose_device
 Source = Annotated[str, Parameter(allow_leading_hyphen=True)]  # since it may be "-"
 
 
-def predict(model: str, source: Source, /) -> None:
+def predict(model: str, source: Source, /, *, csv: bool = False, move_into: str = "") -> None:
     """Print the cluster of each image, one JSON line each as soon as it is known.
 
     The line of a bad image has ``error``; if there were any, raises `ImageError` at the end.
@@ -35,17 +36,35 @@ def predict(model: str, source: Source, /) -> None:
     Args:
         model: A model.safetensors, or the folder of a finished run or of `cluster --out`.
         source: A folder, an image, or - for paths on standard input.
+        csv: Print a table in place of JSON lines.
+        move_into: Folder to sort the images into, as `cluster --move-into` does; it may hold others.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):  # JSON is UTF-8; a name's other bytes are escaped
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
-    images = bad = 0
+    table = DictWriter(sys.stdout, ("path", "cluster", "confidence", "error"), lineterminator="\n", quoting=QUOTE_ALL)
+    target, base = storage.place(move_into), storage.place(source)
+    if move_into:
+        sorting.check_apart(source, target)
+    if csv:
+        table.writeheader()
+    images = bad = others = 0
     for path, found in _predictions(model, source, bar=not sys.stdout.isatty()):
         if isinstance(found, BadImage):
             line, bad = {"error": str(found)}, bad + 1
         else:
             line = {"cluster": int(found.p.argmax()), "confidence": round(float(found.p.max()), 6)}
-        print(json.dumps({"path": path, **line}, ensure_ascii=False), flush=True)
+            if move_into:
+                name = Path(path).relative_to(base) if base.is_dir() else Path(path).name
+                others += not sorting.sort(Path(path), target, line["cluster"], name)
+        line = {"path": path, **line}
+        if csv:
+            table.writerow(line)
+        else:
+            print(json.dumps(line, ensure_ascii=False))
+        sys.stdout.flush()
         images += 1
+    if others:
+        print(f"not sorted, since another file of the same name is there: {others:,}", file=sys.stderr)
     _check_none_bad(bad, images)
 
 

@@ -19,7 +19,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ccrepro.config import Config
-from ccrepro.errors import CheckpointError, ConfigError
+from ccrepro.errors import CheckpointError, ConfigError, NotInstalled
 from ccrepro.model import ContrastiveClusteringModel, build
 from ccrepro.runtime import storage
 
@@ -144,18 +144,29 @@ def load_model(path: str | Path) -> tuple[ContrastiveClusteringModel, Config, di
     """The model in evaluation mode on the CPU, its settings, and the facts that were saved with it.
 
     path: a file of `save_model`, or a folder with a ``model.safetensors``, such as a finished run's. Raises
-    `CheckpointError` for anything else and for a damaged file.
+    `CheckpointError` for anything else and for a damaged file, and `NotInstalled` where a pretrained network needs a
+    package.
     """
     path = storage.place(path)
     path = path / "model.safetensors" if path.is_dir() else path
     tensors, about = read_sealed(path)
     try:
-        config = Config.stored(about.pop("config"))
-        model = build(config, about["channels"])
+        config, channels = Config.stored(about.pop("config")), about["channels"]
+        model = _untrained(config, channels, about.get("pretrained", {}).get("name"))
         model.load_state_dict(tensors)
+    except NotInstalled:
+        raise
     except (ConfigError, KeyError, TypeError, RuntimeError) as error:
         raise CheckpointError(f"{path} was saved by another version ({reason(error)}). Train it again.") from None
     return model.to(memory_format=torch.channels_last).eval(), config, about
+
+
+def _untrained(config: Config, channels: int, pretrained_name: str | None) -> ContrastiveClusteringModel:
+    if not pretrained_name:
+        return build(config, channels)
+    from ccrepro.runs import pretrained  # late: it needs this module
+
+    return pretrained.on(pretrained.architecture(pretrained_name, config.image_size), config, pretrained_name)
 
 
 # The authors' names of the model's parts, and ours. Within a part the names are the same.

@@ -1,6 +1,12 @@
+import json
+import re
+
 import numpy as np
 import pytest
+import timm
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from ccrepro.own_images import cluster
 
@@ -36,8 +42,31 @@ def folder(tmp_path_factory, save_images):
 
 
 @pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A file for timm's test_efficientnet, which is small; its weights are random."""
+    file, rng = tmp_path_factory.mktemp("weights") / "w.safetensors", np.random.default_rng(0)
+    torch.manual_seed(0)
+    network = timm.create_model("test_efficientnet").train()
+    images = [np.asarray(draw(i % 3, rng).resize((64, 64))) for i in range(30)]
+    for _ in range(50):  # its statistics get those of such images: without them, all features are alike
+        network(torch.tensor(np.stack(images)).permute(0, 3, 1, 2) / 127.5 - 1)
+    save_file(network.state_dict(), file)
+    return file
+
+
+@pytest.fixture(scope="session")
 def clustered(folder, tmp_path_factory):
     """What clustering it into three writes."""
     out = tmp_path_factory.mktemp("out")
-    cluster.run(folder, 3, out, skip_bad=False, pretrained="", settings={"epochs": 25})
+    cluster.run(folder, 3, out, settings={"epochs": 25})
     return out
+
+
+@pytest.fixture(scope="session")
+def embedded():
+    """Reads what the page of a gallery holds."""
+
+    def read(page):
+        return json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())[1])
+
+    return read

@@ -1,26 +1,21 @@
 """A folder of images is clustered: what is written, what is trained again, and what is never replaced."""
 
-import html
 import json
 import os
-import re
-import shutil
-from urllib.parse import unquote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
-import torchvision
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from ccrepro.errors import ConfigError, DataError, ImageError, LockedError
-from ccrepro.own_images import cluster, gallery, inputs, predict
+from ccrepro.own_images import cluster, inputs, predict
 from ccrepro.runtime import storage
 
 
-def run(folder, out, n_clusters=2, skip_bad=False, pretrained="", **settings):
-    cluster.run(folder, n_clusters, out, skip_bad, pretrained, {"epochs": 1, **settings})
+def run(folder, out, n_clusters=2, skip_bad=False, **settings):
+    cluster.run(folder, n_clusters, out, skip_bad, settings={"epochs": 1, **settings})
 
 
 def test_csv_has_every_image_and_the_kinds_are_found(folder, clustered):
@@ -30,40 +25,12 @@ def test_csv_has_every_image_and_the_kinds_are_found(folder, clustered):
     assert found.confidence.between(1 / 3, 1).all()
     facts = json.loads((clustered / "summary.json").read_text())
     assert facts["sizes"] == np.bincount(found.cluster, minlength=3).tolist()
-    assert facts["scores"]["acc"] > 0.9
+    assert facts["scores"]["acc"] > 0.8
     kinds = found.path.str[0]
     assert pd.crosstab(kinds, found.cluster).max(axis=1).sum() / 48 == pytest.approx(facts["scores"]["acc"])
     log = (clustered / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in log] == list(range(1, 26))
     assert not (clustered / "training").exists()
-
-
-def links(page, attribute):
-    return [html.unescape(link) for link in re.findall(rf' {attribute}="(.*?)"', page.read_text())]
-
-
-def test_gallery_shows_every_image_once_and_its_links_lead_to_files(folder, clustered):
-    originals = [unquote(link) for link in links(clustered / "index.html", "href") if not link.startswith("#")]
-    assert {(clustered / link).resolve() for link in originals} == {p.resolve() for p in folder.rglob("*.png")}
-    assert len(originals) == 48
-    shown = links(clustered / "index.html", "src")
-    assert all((clustered / link).exists() for link in shown)
-    assert len({*shown}) == 48
-    assert len([*(clustered / "thumbs").iterdir()]) == 48
-    surest = [float(value) for value in links(clustered / "index.html", "data-confidence")]
-    sizes = json.loads((clustered / "summary.json").read_text())["sizes"]
-    for start, n in zip(np.cumsum([0, *sizes]), sizes, strict=False):
-        assert surest[start : start + n] == sorted(surest[start : start + n], reverse=True)
-
-
-def test_images_are_shown_undistorted():
-    """A disc in a wide image is round in the gallery."""
-    wide = Image.new("RGB", (200, 100))
-    ImageDraw.Draw(wide).ellipse((70, 20, 130, 80), "white")
-    shown = np.asarray(gallery.middle_square(np.asarray(wide).transpose(2, 0, 1), 100))[..., 0] > 128
-    height, width = shown.any(1).sum(), shown.any(0).sum()
-    assert abs(height - 60) <= 3
-    assert abs(width - 60) <= 3
 
 
 ODD = [
@@ -81,15 +48,15 @@ ODD = [
 ]
 
 
-def test_images_of_any_name_get_through(tmp_path, save_images, capsys):
+def test_images_of_any_name_get_through(tmp_path, save_images, embedded, capsys):
     """Also of one that is not in UTF-8, as from an old archive: the bytes in question are shown as escapes."""
     names, folder, out = [*map(os.fsencode, ODD), b"caf\xe9.png"], tmp_path / "Bilder ä", tmp_path / "out"
     save_images([folder / os.fsdecode(name) for name in names])
     run(folder, out)
     assert set(pd.read_csv(out / "clusters.csv").path) == {*ODD, "caf\\xe9.png"}
-    originals = [unquote_to_bytes(link) for link in links(out / "index.html", "href") if link[0] != "#"]
-    assert {os.path.basename(link) for link in originals} == set(names)
-    assert all(os.path.exists(os.path.join(os.fsencode(out), link)) for link in originals)
+    links = [unquote_to_bytes(link) for link in embedded(out / "index.html")["url"]]
+    assert {os.path.basename(link) for link in links} == set(names)
+    assert all(os.path.exists(os.path.join(os.fsencode(out), link)) for link in links)
     predict.embed(out, str(folder), out=str(tmp_path / "e.npz"))
     with np.load(tmp_path / "e.npz") as arrays:
         assert {os.fsencode(os.path.basename(path)) for path in arrays["path"]} == set(names)
@@ -108,19 +75,6 @@ def test_what_is_trained_is_not_trained_again_unless_something_changed(folder, t
     (tmp_path / "model.safetensors").write_bytes(blob[:-9])
     assert trained(epochs=2)
     assert not trained(epochs=2)
-
-
-@pytest.mark.slow
-def test_a_pretrained_start_is_compared_with_kmeans_on_its_features(folder, tmp_path, capsys):
-    torch.manual_seed(0)
-    torch.save(torchvision.models.resnet18().state_dict(), tmp_path / "a.pth")
-    shutil.copy(tmp_path / "a.pth", tmp_path / "b.pth")
-    for name, again in (("a.pth", False), ("a.pth", True), ("b.pth", False)):
-        run(folder, tmp_path / "out", 3, pretrained=str(tmp_path / name), image_size=16)
-        printed = capsys.readouterr().out
-        assert ("trained before" in printed) == again
-        assert ("resnet18 from ImageNet" in printed) != again
-        assert "k-means on the pretrained features: NMI" in printed
 
 
 def test_files_of_other_kinds_are_counted(tmp_path, save_images, capsys):

@@ -20,7 +20,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from ccrepro import ContrastiveClustering
 from ccrepro.errors import CcreproError
 
-FEW = {"epochs": 1, "backbone": "small", "random_state": 0}
+SMALL = {"backbone": "small"}
+FEW = {"epochs": 1, "settings": SMALL, "random_state": 0}
 
 # scikit-learn checks with rows of one to ten numbers. They are folded to images of 1×3 pixels, on which most checks
 # pass; where a check brings other rows, or asks for what is refused, it fails as it should.
@@ -61,7 +62,7 @@ def shapes():
 
 @pytest.fixture(scope="module")
 def fitted(shapes):
-    return ContrastiveClustering(3, epochs=15, batch_size=30, backbone="small", random_state=1).fit(shapes[0])
+    return ContrastiveClustering(3, epochs=15, batch_size=30, settings=SMALL, random_state=1).fit(shapes[0])
 
 
 def test_finds_the_kinds_and_predicts_what_it_fitted(fitted, shapes):
@@ -191,13 +192,13 @@ def test_score_is_one_for_what_holds_under_augmentation_and_zero_by_chance(fitte
     noise = np.random.default_rng(0).integers(0, 256, images.shape).astype(np.uint8)
     assert fitted.score(noise) < 0.4
     assert fitted.score(images) == fitted.score(images)
-    untrained = ContrastiveClustering(3, settings={"lr": 1e-9}, **FEW).fit(images)
+    untrained = ContrastiveClustering(3, **{**FEW, "settings": {"lr": 1e-9, **SMALL}}).fit(images)
     assert untrained.score(images) < fitted.score(images)
 
 
 def test_partial_fit_trains_on(fitted, shapes):
     images, labels = shapes
-    one = ContrastiveClustering(3, batch_size=30, backbone="small", random_state=1)
+    one = ContrastiveClustering(3, batch_size=30, settings=SMALL, random_state=1)
     for _ in range(8):
         one.partial_fit(images)
     assert [e["epoch"] for e in one.history_] == list(range(1, 9))
