@@ -239,8 +239,9 @@ def run(
         if name := choose(collection.data.images, scratch, backbone):
             network = photos.Network(name, weights, settings.get("image_size", 0), settings.get("device", "auto"))
             found = from_pretrained(collection, n_clusters, out, network, n_init, **settings)
-        elif n_clusters == "auto":
-            raise ConfigError("--n-clusters auto needs a pretrained network. Give a number, or --backbone.")
+        elif n_clusters == "auto" or weights:
+            what = "--weights is" if weights else "--n-clusters auto is"
+            raise ConfigError(f"{what} for a pretrained network. Leave it out, or give --backbone.")
         else:
             found = from_scratch(collection, n_clusters, out, **settings)
         said = save(collection, found, out)

@@ -5,6 +5,8 @@ Letters: N images, V views, F width of the frozen features, K clusters.
 
 import contextlib
 import json
+import math
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from ccrepro import augmentations
 from ccrepro.batches import epoch_generator
 from ccrepro.config import Config
 from ccrepro.data import as_tensor
+from ccrepro.errors import DataError
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import at_once
@@ -31,11 +34,12 @@ SETTINGS = (  # that say what the network sees
     *("image_size", "crop_scale", "flip", "rotation", "translation", "shear", "jitter", "brightness", "contrast"),
     *("saturation", "hue", "grayscale", "blur"),
 )
+FEWEST, EACH = 10, 5  # images that silhouettes need, in all and for each cluster that is tried
 SAMPLE = 2_000  # images at most that a silhouette is measured on
 
 
 def n_views(n_images: int) -> int:
-    """V: three are nearly as good as six, and many images make up for it."""
+    """V: six, or three in half the time where there are many images."""
     return 6 if n_images <= 2_000 else 3
 
 
@@ -50,7 +54,8 @@ def extract(
     as they are. They do not depend on the number of cores.
 
     kept: a folder that keeps them, also of a part of the images when this is interrupted; the features are mapped from
-    there. of: what tells apart the images and networks whose features it may keep.
+    there. of: what tells apart the images and networks whose features it may keep. Raises `DataError` where
+    the disk has too little space.
     """
     views, encoder = n_views(len(images)), model.backbone.encoder
     images, sizes, device = as_tensor(images), torch.from_numpy(sizes_of(images)), model.standardize.mean.device
@@ -90,6 +95,10 @@ def _begun(kept: Path | None, of: str, shape: tuple[int, int, int]) -> tuple[np.
         if index["of"] == of and found.shape == shape:
             return found, index["done"]
     (kept / "index.json").unlink(missing_ok=True)
+    free, needed = shutil.disk_usage(kept).free, 4 * math.prod(shape)
+    if free < needed:  # or writing to the mapped file would end the process
+        what = f"{kept} has {free / 1e9:.1f} GB free, but the features take {needed / 1e9:.1f} GB"
+        raise DataError(f"{what}. Free some space, or choose another folder.")
     return np.lib.format.open_memmap(kept / "features.npy", "w+", np.float32, shape), 0
 
 
@@ -100,7 +109,7 @@ def at_unit_length(features: np.ndarray) -> np.ndarray:
 
 def silhouettes(unit: np.ndarray, seed: int, most: int = 30) -> dict[int, float]:
     """For each K, how much nearer the images are to their own cluster than to the next, for k-means on (N, F)."""
-    found, most = {}, min(most, len(unit) // 5)
+    found, most = {}, min(most, len(unit) // EACH)
     for k in tqdm(range(2, most + 1), "numbers of clusters", mininterval=1):
         clusters = KMeans(k, n_init=3, random_state=seed).fit_predict(unit)
         found[k] = float(silhouette_score(unit, clusters, sample_size=min(len(unit), SAMPLE), random_state=seed))

@@ -79,6 +79,8 @@ def fit(
     config = own_recipe(2 if auto else n_clusters, len(images), 0, network.image_size, **settings)
     if n_init < 1:
         raise ConfigError(f"n_init is {n_init}. Choose 1 or more.")
+    if auto and len(images) < seen.FEWEST:
+        raise ConfigError(f"auto needs {seen.FEWEST} images or more, but there are {len(images)}. Give n_clusters.")
     features = network.features(config, images, kept and kept / "features", of)
     unit = seen.at_unit_length(features)
     curve = seen.silhouettes(unit, config.seed) if auto else {}

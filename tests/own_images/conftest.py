@@ -41,6 +41,14 @@ def folder(tmp_path_factory, save_images):
     return place
 
 
+@pytest.fixture(scope="session", autouse=True)
+def alone():
+    """Starts are trained here and not in other processes, which would take seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ccrepro.own_images.starts.at_once", lambda: 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """A file for timm's test_efficientnet, which is small; its weights are random."""

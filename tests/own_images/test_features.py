@@ -1,5 +1,7 @@
 """Features of a pretrained network: those of the right images and views, made once, whatever interrupts."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from sklearn.metrics import silhouette_score
 from ccrepro import augmentations
 from ccrepro.batches import epoch_generator
 from ccrepro.data import as_tensor
+from ccrepro.errors import DataError
 from ccrepro.own_images import features, own_recipe, photos
 from ccrepro.runtime.ragged import sizes_of, stacked
 
@@ -80,6 +83,13 @@ def test_what_was_interrupted_goes_on_and_what_is_done_is_not_done_again(
     (tmp_path / "index.json").write_text("{")
     assert (network.features(config, images, tmp_path, "others") == expected).all()
     assert sum(done) == 4 * 6 * N + 2 * features.BLOCK
+
+
+def test_a_full_disk_is_told_before_it_is_written_to(network, config, images, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=9))
+    with pytest.raises(DataError, match=r"0.0 GB free, but the features take 0.0 GB"):
+        network.features(config, images, tmp_path, "")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_silhouette_finds_the_number_of_blobs():

@@ -59,7 +59,6 @@ def test_a_second_call_makes_nothing_again_and_another_k_finds_the_features_made
         raise AssertionError("made again")
 
     with monkeypatch.context() as made:
-        made.setattr("ccrepro.own_images.starts.at_once", lambda: 1)  # other processes would not see what is changed
         made.setattr("ccrepro.own_images.starts.learn", refuse)
         made.setattr("ccrepro.augmentations.apply", refuse)
         run(folder, out, weights)
@@ -139,13 +138,19 @@ def test_what_is_taken_where_nothing_is_said():
 def test_what_cannot_be_is_told(folder, weights, tmp_path):
     for says, more in (
         ("Unknown pretrained network 'resnet19'", {"backbone": "resnet19"}),
-        ("--n-clusters auto needs a pretrained network", {"n_clusters": "auto", "backbone": ""}),
+        ("--n-clusters auto is for a pretrained network", {"n_clusters": "auto", "backbone": "", "weights": ""}),
+        ("--weights is for a pretrained network", {"backbone": ""}),
         ("views cannot be set on a pretrained network", {"backbone": BACKBONE, "settings": {"views": "one"}}),
         ("n_init is 0", {"backbone": BACKBONE, "n_init": 0}),
     ):
         arguments = {"n_clusters": 3, "settings": {}, "weights": str(weights), **more}
         with pytest.raises(ConfigError, match=says):
             cluster.run(folder, arguments.pop("n_clusters"), tmp_path / "out", **arguments)
+    shutil.copytree(folder / "a", tmp_path / "few")
+    for path in sorted((tmp_path / "few").iterdir())[9:]:
+        path.unlink()
+    with pytest.raises(ConfigError, match="auto needs 10 images or more, but there are 9"):
+        run(tmp_path / "few", tmp_path / "out", weights, n_clusters="auto")
     with pytest.raises(CheckpointError, match="Cannot get the weights"):
         cluster.run(folder, 3, tmp_path / "out", backbone=BACKBONE, weights="none.pth", settings={})
     assert not (tmp_path / "out/features").exists()

@@ -58,9 +58,14 @@ def test_the_kinds_are_found_and_the_lowest_loss_comes_first(found, features):
         np.testing.assert_allclose(given[1].detach(), p[view], atol=1e-6)
 
 
-def test_the_same_seed_gives_the_same_starts(found, features, config):
+@pytest.mark.slow
+def test_the_number_of_processes_does_not_matter(found, features, config, monkeypatch):
+    monkeypatch.setattr(starts, "at_once", lambda: 2)
     again = starts.fit(config, features[0], 4)
     assert all((a.p == b.p).all() for a, b in zip(found, again, strict=True))
+
+
+def test_another_seed_gives_other_starts(found, features, config):
     assert starts.fit(config.replace(seed=2), features[0], 1)[0].loss != found[0].loss
 
 
@@ -80,7 +85,6 @@ def test_both_losses_train_the_trunk_that_the_heads_share(features, config):
 
 
 def test_a_finished_start_is_not_trained_again(found, features, config, tmp_path, monkeypatch):
-    monkeypatch.setattr(starts, "at_once", lambda: 1)  # other processes would not see what is changed here
     starts.fit(config, features[0], 3, tmp_path, "these")
     step = train.step
     steps = []

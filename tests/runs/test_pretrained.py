@@ -84,6 +84,7 @@ def test_weights_come_from_a_file(theirs, file):
     assert not ours.training
 
 
+@pytest.mark.slow
 def test_weights_are_downloaded_by_name(theirs, file, tmp_path):
     """From a server that answers as huggingface.co does."""
     blob, asked = file.read_bytes(), []
