@@ -168,7 +168,7 @@ def test_a_channel_without_contrast_is_not_divided_by_zero(generator):
     assert deviation[[0, 2]].tolist() == [1, 1]
     assert mean[2] == pytest.approx(77 / 255)
     data = ImageSet("green", images, None, (), "made here")
-    config = own_recipe(3, 24, 8, pretrained=False, epochs=1)
+    config = own_recipe(3, 24, 8, epochs=1)
     assert np.isfinite(trained(config, data).history[-1]["loss"])
 
 

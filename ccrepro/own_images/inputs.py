@@ -22,7 +22,7 @@ from ccrepro.runs.streaming import in_channels
 from ccrepro.runtime.ragged import Ragged, stacked
 from ccrepro.runtime.storage import place
 
-LONGEST = 448  # pixels to which the longer side of a file is reduced: a network at 224 sees little more in more
+LONGEST = 448  # pixels to which the longer side of a file is reduced: twice the side of what a network takes
 DARK = 32  # of 255: where no pixel of all images reaches it, something is wrong with them
 
 
