@@ -48,7 +48,7 @@ lint: environment ## check formatting, lint, the import layers, and that the not
 format: environment ## format the code and strip the notebooks
 	@$(VENV)/ruff check --fix . && $(VENV)/ruff format . && $(VENV)/nbstripout --keep-id notebooks/*.ipynb
 
-environment: .venv/installed
+environment: .venv/installed ## make .venv, with all that is needed
 
 # pip installs uv from the lock, and uv the rest: that is several times as fast as pip.
 .venv/installed: pyproject.toml requirements.lock
