@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError
 
 from ccrepro.config import Config
 from ccrepro.errors import CcreproError, ConfigError, unknown
+from ccrepro.own_images import N_INIT
 from ccrepro.recipes import OWN, PRESETS, RECIPES, VARIANTS, recipe
 
 
@@ -171,7 +172,7 @@ def cluster(
     from_scratch: Annotated[bool, Parameter(help="Train a network on these alone, as on images below 64 px.")] = False,
     backbone: Annotated[str, Parameter(help=BACKBONE)] = "",
     weights: Annotated[str, Parameter(help="A file of the backbone's weights, where it cannot be downloaded.")] = "",
-    n_init: Annotated[int, Parameter(help="Starts on a pretrained backbone, of which the best is kept.")] = 20,
+    n_init: Annotated[int, Parameter(help="Starts on a pretrained backbone, of which the best is kept.")] = N_INIT,
     move_into: Annotated[str, Parameter(help="Folder to sort the images into: links where possible, or copies.")] = "",
     **given: Unpack[OfImages],
 ) -> None:

@@ -28,7 +28,7 @@ from ccrepro.data.readers import Bundle, Files
 from ccrepro.errors import DataError
 from ccrepro.runtime.ragged import Ragged, channels_of, joined, sizes_of, starts_of
 from ccrepro.runtime.signals import end_with_parent
-from ccrepro.runtime.storage import atomic_write
+from ccrepro.runtime.storage import atomic_write, make_array
 
 VERSION = 4
 CHUNK = 256  # files that a process takes at once
@@ -143,7 +143,7 @@ def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, Any]:
     rows = [row for row, size in enumerate(found) if not isinstance(size, BadImage)]
     sizes = np.array([found[row][:2] for row in rows], dtype=np.int64).reshape(-1, 2)
     values = joint_range(found[row].values for row in rows)
-    _make_room(scratch / "pixels.npy", 3 * int(sizes.prod(1).sum()))
+    make_array(scratch / "pixels.npy", "images", np.uint8, (3 * int(sizes.prod(1).sum()),), "--data-dir")
     into, paths = partial(_decode_into, scratch / "pixels.npy", source.longest, values), [source.paths[r] for r in rows]
     for row, error in zip(rows, _on_all_cores("packing", into, paths, starts_of(sizes), sizes), strict=True):
         found[row] = error or found[row]
@@ -163,15 +163,6 @@ def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, Any]:
     labels = None if source.labels is None else source.labels[rows]
     good = source._replace(paths=[source.paths[row] for row in rows], labels=labels)
     return {**_decoded(scratch, good, skip_bad=False), "rows": rows}
-
-
-def _make_room(pixels: Path, needed: int) -> None:
-    """Make the file of so many bytes. Raises `DataError` where the disk has too little space."""
-    free = shutil.disk_usage(pixels.parent).free
-    if free < needed:
-        what = f"{pixels.parent.parent} has {free / 1e9:.1f} GB free, but the images take {needed / 1e9:.1f} GB"
-        raise DataError(f"{what}. Free some space, or choose another --data-dir.")
-    np.lib.format.open_memmap(pixels, "w+", np.uint8, (needed,))
 
 
 def _on_all_cores(name: str, function: Callable[..., Any], paths: Sequence[Path], *each: Iterable[Any]) -> list[Any]:

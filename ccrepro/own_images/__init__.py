@@ -11,6 +11,7 @@ from ccrepro.runtime.ragged import Ragged, sizes_of
 
 SMALL = 64  # pixels up to which images count as small: they are seen at their own size
 PHOTO = 64  # pixels of the shorter side from which images count as photos
+N_INIT = 20  # starts on a pretrained network
 FEW = 5_000  # photos; on fewer, training from scratch is of little use
 TOO_FEW = f"fewer than {FEW:,} photos are few to learn to see from; a pretrained backbone finds more in them"
 # What differs on a pretrained network, whose trunk and heads alone are trained; chosen on photos with their labels in

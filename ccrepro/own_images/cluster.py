@@ -23,7 +23,7 @@ from ccrepro.data.readers import Files
 from ccrepro.errors import CheckpointError, ConfigError
 from ccrepro.metrics import scores
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.own_images import FEW, PHOTO, TOO_FEW, gallery, inputs, own_recipe, photos, sorting, usual_side
+from ccrepro.own_images import FEW, N_INIT, PHOTO, TOO_FEW, gallery, inputs, own_recipe, photos, sorting, usual_side
 from ccrepro.own_images.estimator import view_agreement
 from ccrepro.own_images.starts import agreement
 from ccrepro.runs import pretrained, resume, streaming
@@ -217,7 +217,7 @@ def run(
     scratch: bool = False,
     backbone: str = "",
     weights: str = "",
-    n_init: int = photos.N_INIT,
+    n_init: int = N_INIT,
     move_into: str = "",
     settings: dict[str, Any],
 ) -> None:
@@ -225,10 +225,7 @@ def run(
     process writes there."""
     out = storage.place(out or f"{storage.place(folder).resolve().name}-clusters")
     check_out(folder, out)
-    if target := storage.place(move_into) if move_into else None:
-        sorting.check_apart(folder, target)
-        if storage.listing(target, "*"):
-            raise ConfigError(f"{target} is not empty. Choose a new folder for the sorted images.")
+    target = sorting.new_target(folder, move_into) if move_into else None
     if backbone:
         pretrained.facts(backbone)  # a mistake is told before the images are read
     with storage.lock(out / "training"):

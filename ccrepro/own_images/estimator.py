@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
-from sklearn.metrics import adjusted_mutual_info_score
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -21,7 +20,7 @@ from ccrepro.config import Config
 from ccrepro.data import ImageSet, as_tensor
 from ccrepro.errors import ConfigError, ImageError
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.own_images import FEW, PHOTO, TOO_FEW, inputs, own_recipe, photos, starts, usual_side
+from ccrepro.own_images import FEW, N_INIT, PHOTO, TOO_FEW, inputs, own_recipe, photos, starts, usual_side
 from ccrepro.own_images import features as seen
 from ccrepro.recipes import OWN, overrides
 from ccrepro.runs import resume, streaming
@@ -78,7 +77,7 @@ class ContrastiveClustering(ClassNamePrefixFeaturesOutMixin, ClusterMixin, Trans
         *,
         backbone: str | None = None,
         weights: str | Path | None = None,
-        n_init: int = photos.N_INIT,
+        n_init: int = N_INIT,
         epochs: int | None = None,
         batch_size: int | None = None,
         image_size: int | None = None,
@@ -274,5 +273,5 @@ def view_agreement(model: ContrastiveClusteringModel, config: Config, images: np
             some = slice(i, i + 256)
             views = augmentations.apply(images[some], drawn[some], config.image_size, config.quantize)
             parts.append(model(views.to(device))[1].argmax(1))
-        clusters.append(torch.cat(parts).cpu())
-    return float(adjusted_mutual_info_score(*clusters)) if len(torch.cat(clusters).unique()) > 1 else 0.0
+        clusters.append(torch.cat(parts).cpu().numpy())
+    return starts.agreement(clusters)

@@ -5,8 +5,6 @@ Letters: N images, V views, F width of the frozen features, K clusters.
 
 import contextlib
 import json
-import math
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +19,6 @@ from ccrepro import augmentations
 from ccrepro.batches import epoch_generator
 from ccrepro.config import Config
 from ccrepro.data import as_tensor
-from ccrepro.errors import DataError
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import at_once
@@ -95,11 +92,7 @@ def _begun(kept: Path | None, of: str, shape: tuple[int, int, int]) -> tuple[np.
         if index["of"] == of and found.shape == shape:
             return found, index["done"]
     (kept / "index.json").unlink(missing_ok=True)
-    free, needed = shutil.disk_usage(kept).free, 4 * math.prod(shape)
-    if free < needed:  # or writing to the mapped file would end the process
-        what = f"{kept} has {free / 1e9:.1f} GB free, but the features take {needed / 1e9:.1f} GB"
-        raise DataError(f"{what}. Free some space, or choose another folder.")
-    return np.lib.format.open_memmap(kept / "features.npy", "w+", np.float32, shape), 0
+    return storage.make_array(kept / "features.npy", "features", np.float32, shape, "folder"), 0
 
 
 def at_unit_length(features: np.ndarray) -> np.ndarray:

@@ -14,14 +14,12 @@ from ccrepro.baselines import kmeans
 from ccrepro.config import Config
 from ccrepro.errors import ConfigError
 from ccrepro.model import ContrastiveClusteringModel
+from ccrepro.own_images import N_INIT, own_recipe, starts
 from ccrepro.own_images import features as seen
-from ccrepro.own_images import own_recipe, starts
 from ccrepro.runs import pretrained
 from ccrepro.runs.weights import sha256
 from ccrepro.runtime.device import choose_device
 from ccrepro.runtime.ragged import Ragged
-
-N_INIT = 20  # starts
 
 
 class Photos(NamedTuple):

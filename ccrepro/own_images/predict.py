@@ -43,6 +43,7 @@ def predict(model: str, source: Source, /, *, csv: bool = False, move_into: str 
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     table = DictWriter(sys.stdout, ("path", "cluster", "confidence", "error"), lineterminator="\n", quoting=QUOTE_ALL)
     target, base = storage.place(move_into), storage.place(source)
+    below = base.is_dir()
     if move_into:
         sorting.check_apart(source, target)
     if csv:
@@ -54,7 +55,7 @@ def predict(model: str, source: Source, /, *, csv: bool = False, move_into: str 
         else:
             line = {"cluster": int(found.p.argmax()), "confidence": round(float(found.p.max()), 6)}
             if move_into:
-                name = Path(path).relative_to(base) if base.is_dir() else Path(path).name
+                name = Path(path).relative_to(base) if below else Path(path).name
                 others += not sorting.sort(Path(path), target, line["cluster"], name)
         line = {"path": path, **line}
         if csv:

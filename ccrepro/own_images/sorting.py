@@ -17,6 +17,16 @@ def check_apart(images: str | Path, target: Path) -> None:
         raise ConfigError(f"{what}. Choose a folder for the results elsewhere.")
 
 
+def new_target(images: str | Path, target: str | Path) -> Path:
+    """The folder to sort images into, which holds nothing yet. Raises `ConfigError` where it does, and as `check_apart`
+    does."""
+    target = storage.place(target)
+    check_apart(images, target)
+    if storage.listing(target, "*"):
+        raise ConfigError(f"{target} is not empty. Choose a new folder for the sorted images.")
+    return target
+
+
 def sort(image: Path, target: Path, cluster: int, name: str | Path) -> bool:
     """Put an image into the folder of its cluster below ``target``, as a hard link where the disk allows it, else as a
     copy; ``name`` is its path there. False where another file of this name is there, which stays."""

@@ -137,6 +137,7 @@ def loss_of(p: Tensor, config: Config) -> float:
 
 def agreement(clusterings: list[np.ndarray]) -> float:
     """How much clusterings of the same images agree: the adjusted mutual information, the mean of all pairs; 1 where
-    all are the same, 0 by chance."""
+    all are the same, 0 by chance, or of a pair that puts all images into one cluster."""
     pairs = list(itertools.combinations(clusterings, 2))
-    return float(np.mean([adjusted_mutual_info_score(a, b) for a, b in pairs])) if pairs else 1.0
+    each = [adjusted_mutual_info_score(a, b) if len(np.union1d(a, b)) > 1 else 0.0 for a, b in pairs]
+    return float(np.mean(each)) if pairs else 1.0

@@ -70,8 +70,9 @@ def load(name: str, weights: str | Path = "", image_size: int = 0) -> nn.Module:
     with. Raises `NotInstalled` where timm or the package is missing, `ConfigError` for an unknown name, and
     `CheckpointError` for weights that cannot be had, read or used.
     """
-    network = architecture(name, image_size)
+    known, size = _timms(name), _size(name, image_size)
     if name in PACKAGED:
+        network = architecture(name, image_size)
         own, stored = network.state_dict(), [*read_pickle(Path(weights) if weights else _packaged(name)).values()]
         stored = stored[:-2]  # without the classifier; the names are others, but the order is the same
         if [v.shape for v in own.values()] != [getattr(v, "shape", None) for v in stored]:
@@ -82,7 +83,7 @@ def load(name: str, weights: str | Path = "", image_size: int = 0) -> nn.Module:
         for library in ("huggingface_hub", "timm"):
             logging.getLogger(library).setLevel(logging.CRITICAL)  # each try, and what the error below says
         try:
-            network = _timm().create_model(name, True, num_classes=0, **_size(name, image_size), **more)
+            network = _timm().create_model(known, True, num_classes=0, **size, **more)
         except Exception as error:  # of the network, of huggingface_hub, of timm, of torch, of the file
             source, why = f" from {weights}" if weights else "", reason(str(error) or type(error).__name__)
             what = f"Cannot get the weights of {name}{source}: {why.rstrip('.')}"

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import math
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +13,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import ArrayLike
 
-from ccrepro.errors import CheckpointError, LockedError
+from ccrepro.errors import CheckpointError, DataError, LockedError
 
 CODE = Path(__file__).resolve().parents[2]  # where the package lies: a clone, or among installed packages
 
@@ -71,6 +73,17 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     """What `save_arrays` wrote."""
     with np.load(path) as arrays:
         return dict(arrays)
+
+
+def make_array(path: Path, what: str, dtype: type, shape: tuple[int, ...], elsewhere: str) -> np.ndarray:
+    """A new array in a file, mapped to be filled with ``what``. Raises `DataError` where the disk has too little space:
+    writing to a mapped file would end the process there. ``elsewhere``: what the user can choose another of."""
+    folder, needed = path.parent.parent, math.prod(shape) * np.dtype(dtype).itemsize
+    free = shutil.disk_usage(path.parent).free
+    if free < needed:
+        what = f"{folder} has {free / 1e9:.1f} GB free, but the {what} take {needed / 1e9:.1f} GB"
+        raise DataError(f"{what}. Free some space, or choose another {elsewhere}.")
+    return np.lib.format.open_memmap(path, "w+", dtype, shape)
 
 
 def sweep(folder: Path) -> None:

@@ -107,3 +107,4 @@ def test_agreement_is_the_mean_of_all_pairs(features):
     expected = np.mean([adjusted_mutual_info_score(a, b) for a, b in pairs])
     assert starts.agreement([labels, other, third]) == pytest.approx(expected)
     assert starts.agreement([labels, (labels + 1) % 3]) == pytest.approx(1)
+    assert starts.agreement([labels * 0, labels * 0]) == 0, "all is one cluster"
