@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypedDict, Unpack, get_args
 
 import yaml
 from cyclopts import App, CycloptsError, Group, Parameter, UnknownCommandError
+from cyclopts.validators import Number
 
 from ccrepro.config import Config
 from ccrepro.errors import CcreproError, ConfigError, unknown
@@ -46,6 +47,9 @@ OfImages = settings(
 BACKBONE = (
     "A pretrained network: efficientnet-lite0, which is the default and works offline, or any of timm's names. With "
     "--from-scratch: " + ", ".join(get_args(Config.model_fields["backbone"].annotation)[:-1])
+)
+FINE_TUNE = (
+    "Epochs in which the last stage of a pretrained backbone is trained too, once the best start is found: on a GPU."
 )
 DataSet = Annotated[str, Parameter(help="Name of the data set.")]
 RunsDir = Annotated[str, Parameter(help="Folder of runs; else runs/.")]
@@ -173,6 +177,7 @@ def cluster(
     backbone: Annotated[str, Parameter(help=BACKBONE)] = "",
     weights: Annotated[str, Parameter(help="A file of the backbone's weights, where it cannot be downloaded.")] = "",
     n_init: Annotated[int, Parameter(help="Starts on a pretrained backbone, of which the best is kept.")] = N_INIT,
+    fine_tune: Annotated[int, Parameter(help=FINE_TUNE, validator=Number(gte=0))] = 0,
     move_into: Annotated[str, Parameter(help="Folder to sort the images into: links where possible, or copies.")] = "",
     **given: Unpack[OfImages],
 ) -> None:
@@ -183,7 +188,7 @@ def cluster(
     from ccrepro.own_images import cluster
 
     network = {"scratch": from_scratch, "backbone": backbone, "weights": weights, "n_init": n_init}
-    cluster.run(folder, n_clusters, out, skip_bad, **network, move_into=move_into, settings=given)
+    cluster.run(folder, n_clusters, out, skip_bad, **network, fine_tune=fine_tune, move_into=move_into, settings=given)
 
 
 @app.command(help_epilogue="Variants: " + "; ".join(f"{name}: {v.about}" for name, v in VARIANTS.items()) + ".")

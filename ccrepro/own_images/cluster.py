@@ -98,10 +98,17 @@ def choose(images: np.ndarray | Ragged, from_scratch: bool = False, backbone: st
 
 
 def from_pretrained(
-    collection: Collection, n_clusters: int | str, out: Path, network: photos.Network, n_init: int, **settings: Any
+    collection: Collection,
+    n_clusters: int | str,
+    out: Path,
+    network: photos.Network,
+    n_init: int,
+    fine_tune: int = 0,
+    **settings: Any,
 ) -> Clusters:
-    """Cluster a collection on the features of a pretrained network, as `photos.fit` does. Features and starts stay in
-    ``out``; what is there of the same images and settings is not made again."""
+    """Cluster a collection on the features of a pretrained network, as `photos.fit` does, and with ``fine_tune`` for so
+    many epochs more as `photos.fine_tune` does. Features and starts stay in ``out``; what is there of the same images
+    and settings is not made again."""
     data = collection.data
     print(f"{network.name}, pretrained, at {network.image_size}×{network.image_size} pixels on {network.device.type}")
     found = photos.fit(network, data.images, n_clusters, n_init, out, data.sha256, **settings)
@@ -111,8 +118,12 @@ def from_pretrained(
     more = {"starts": {"losses": losses, "agreement": round(agreement([s.clusters for s in found.starts]), 4)}}
     if found.silhouettes:
         more["silhouettes"] = {k: round(value, 4) for k, value in found.silhouettes.items()}
-    views = agreement([p.argmax(1) for p in best.p[1:3]])
-    return Clusters(found.config, found.model, best.z, best.p[0], found.kmeans, views, network.about, more)
+    z, p, views = best.z, best.p[0], agreement([p.argmax(1) for p in best.p[1:3]])
+    if fine_tune:
+        z, p, _ = photos.fine_tune(found.model, found.config, data, fine_tune, out / "training")
+        views = view_agreement(found.model, found.config, data.images)
+        more["fine_tuned"] = {"epochs": fine_tune, "agreement": round(agreement([best.clusters, p.argmax(1)]), 4)}
+    return Clusters(found.config, found.model, z, p, found.kmeans, views, network.about, more)
 
 
 def from_scratch(collection: Collection, n_clusters: int, out: Path, **settings: Any) -> Clusters:
@@ -193,6 +204,8 @@ def _notes(facts: dict[str, Any]) -> list[str]:
         low, high = (f"{loss:.3f}" for loss in (starts["losses"][0], starts["losses"][-1]))
         lines.append(f"Agreement of {len(starts['losses'])} starts: {starts['agreement']:.2f}")
         lines.append(f"Cluster loss of the starts: {low} to {high}; the one of {low} was kept")
+    if tuned := facts.get("fine_tuned"):
+        lines.append(f"Agreement of that start before and after fine-tuning: {tuned['agreement']:.2f}")
     if curve := facts.get("silhouettes"):
         best = sorted(curve, key=curve.__getitem__, reverse=True)[:3]
         near = ", ".join(f"{curve[k]:.3f} with {k}" for k in best)
@@ -218,6 +231,7 @@ def run(
     backbone: str = "",
     weights: str = "",
     n_init: int = N_INIT,
+    fine_tune: int = 0,
     move_into: str = "",
     settings: dict[str, Any],
 ) -> None:
@@ -226,6 +240,7 @@ def run(
     out = storage.place(out or f"{storage.place(folder).resolve().name}-clusters")
     check_out(folder, out)
     target = sorting.new_target(folder, move_into) if move_into else None
+    pretrained_only = {"--n-clusters auto": n_clusters == "auto", "--weights": weights, "--fine-tune": fine_tune}
     if backbone:
         pretrained.facts(backbone)  # a mistake is told before the images are read
     with storage.lock(out / "training"):
@@ -235,10 +250,9 @@ def run(
             print(f"note: {remark}", flush=True)
         if name := choose(collection.data.images, scratch, backbone):
             network = photos.Network(name, weights, settings.get("image_size", 0), settings.get("device", "auto"))
-            found = from_pretrained(collection, n_clusters, out, network, n_init, **settings)
-        elif n_clusters == "auto" or weights:
-            what = "--weights is" if weights else "--n-clusters auto is"
-            raise ConfigError(f"{what} for a pretrained network. Leave it out, or give --backbone.")
+            found = from_pretrained(collection, n_clusters, out, network, n_init, fine_tune, **settings)
+        elif wrong := [option for option, given in pretrained_only.items() if given]:
+            raise ConfigError(f"{wrong[0]} is for a pretrained network. Leave it out, or give --backbone.")
         else:
             found = from_scratch(collection, n_clusters, out, **settings)
         said = save(collection, found, out)

@@ -9,17 +9,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm.std import tqdm
 
 from ccrepro.baselines import kmeans
 from ccrepro.config import Config
+from ccrepro.data import ImageSet
 from ccrepro.errors import ConfigError
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.own_images import N_INIT, own_recipe, starts
 from ccrepro.own_images import features as seen
-from ccrepro.runs import pretrained
+from ccrepro.runs import pretrained, resume, streaming
+from ccrepro.runs.checkpoints import Checkpoints
 from ccrepro.runs.weights import sha256
 from ccrepro.runtime.device import choose_device
 from ccrepro.runtime.ragged import Ragged
+
+FINE_TUNING = 0.1  # of the learning rate is left when the network is trained too
 
 
 class Photos(NamedTuple):
@@ -87,3 +92,20 @@ def fit(
     model = network.model(config)
     model.load_state_dict(found[0].weights, strict=False)  # the others are the network's
     return Photos(config, model.eval(), found, kmeans(unit, config.n_clusters, config.seed), curve)
+
+
+def fine_tune(
+    model: ContrastiveClusteringModel, config: Config, data: ImageSet, epochs: int, kept: Path
+) -> streaming.Outputs:
+    """Train the last stage of the network too, for so many epochs on new views of the images: their outputs then.
+
+    kept: a folder for checkpoints, so that what is interrupted goes on. Raises as `resume.fit` does.
+    """
+    for parameter in pretrained.last_stage(model.backbone.encoder):
+        parameter.requires_grad_(True)
+    model.backbone.trunk[-1].p = 0.0  # what it leaves out would be others after an interruption
+    config = config.replace(epochs=epochs, lr=config.lr * FINE_TUNING)
+    bar = tqdm(None, "fine-tuning", epochs, unit=" epochs")
+    with bar:
+        resume.fit(config, data, lambda epoch, _: bar.update(epoch["epoch"] - bar.n), Checkpoints(kept), model=model)
+    return streaming.outputs(model.eval(), data.images, config)

@@ -99,6 +99,16 @@ def architecture(name: str, image_size: int = 0) -> nn.Module:
         return _timm().create_model(known, num_classes=0, **size)
 
 
+def last_stage(encoder: nn.Module) -> list[nn.Parameter]:
+    """The weights of the last stage of one of timm's networks, or of a transformer's last block, and those after it."""
+    from timm.models import group_parameters  # late, as in `_timm`
+
+    named = group_parameters(encoder, encoder.group_matcher(coarse=True))
+    groups = {stage: [encoder.get_parameter(name) for name in names] for stage, names in named.items()}
+    first = max(stage for stage, group in groups.items() if any(weights.ndim > 1 for weights in group))  # not a norm
+    return [weights for stage, group in groups.items() if stage >= first for weights in group]
+
+
 def facts(name: str) -> dict[str, Any]:
     """``image_size``, ``mean`` and ``deviation`` that a network was trained with; the last two of each channel of the
     pixels. Raises as `load` does."""

@@ -4,18 +4,23 @@ import json
 import os
 import pickle
 import shutil
+import signal
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 from sklearn.base import clone
 from sklearn.metrics import adjusted_rand_score
 
 from ccrepro import ContrastiveClustering
-from ccrepro.errors import CheckpointError, ConfigError
-from ccrepro.own_images import cluster, predict
+from ccrepro.errors import CheckpointError, ConfigError, Stopped
+from ccrepro.metrics import scores
+from ccrepro.own_images import cluster, photos, predict
+from ccrepro.runs import streaming
+from ccrepro.runs.checkpoints import Checkpoints
 from ccrepro.runs.weights import load_model
 
 BACKBONE = "test_efficientnet"
@@ -82,6 +87,51 @@ def test_auto_takes_the_number_of_the_largest_silhouette(folder, out, weights, t
     assert load_model(tmp_path)[1].n_clusters == 3
 
 
+def test_fine_tuning_changes_the_last_stage_alone_and_goes_on_where_it_was(folder, out, tmp_path, monkeypatch):
+    data = cluster.read(folder, out / "packed").data
+
+    def tuned(kept):
+        model, config, _ = load_model(out)
+        return photos.fine_tune(model, config, data, 3, kept), model.state_dict()
+
+    before, (found, after) = load_model(out)[0].state_dict(), tuned(tmp_path / "whole")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    own = {name.removeprefix("backbone.encoder.") for name in changed if "encoder" in name}
+    assert {name for name in own if not name.startswith(("blocks.4.", "conv_head.", "bn2."))} == set()  # timm's names
+    assert "blocks.4.0.conv_pw.weight" in own
+    assert not any("running" in name for name in changed)
+    assert {name for name in before if "encoder" not in name} - changed == {
+        *("backbone.length", "standardize.mean", "standardize.deviation")
+    }
+    assert scores(data.labels, found.p.argmax(1))["acc"] > 0.9
+    signals = iter([signal.SIGTERM])
+
+    def due(self):
+        for number in signals:  # after the first step, once
+            os.kill(os.getpid(), number)
+        return False
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Checkpoints, "due", due)
+        with pytest.raises(Stopped):
+            tuned(tmp_path / "stopped")
+    again, same = tuned(tmp_path / "stopped")
+    assert np.array_equal(again.p, found.p)
+    assert all(torch.equal(after[name], same[name]) for name in after)
+
+
+def test_a_fine_tuned_network_is_what_is_saved(folder, out, weights, tmp_path):
+    run(folder, shutil.copytree(out, tmp_path / "out"), weights, fine_tune=1)
+    model, config, _ = load_model(tmp_path / "out")
+    data, found = cluster.read(folder, out / "packed").data, pd.read_csv(tmp_path / "out/clusters.csv")
+    p = streaming.outputs(model, data.images, config).p
+    assert p.max(1) == pytest.approx(found.confidence, abs=1e-4)
+    assert p.max(1) != pytest.approx(pd.read_csv(out / "clusters.csv").confidence, abs=1e-4)
+    facts = json.loads((tmp_path / "out/summary.json").read_text())
+    assert facts["fine_tuned"]["epochs"] == 1
+    assert facts["fine_tuned"]["agreement"] > 0.9
+
+
 def test_images_are_sorted_into_folders(folder, out, weights, tmp_path, capsys):
     target = tmp_path / "sorted"
     run(folder, out, weights, move_into=str(target))
@@ -140,6 +190,7 @@ def test_what_cannot_be_is_told(folder, weights, tmp_path):
         ("Unknown pretrained network 'resnet19'", {"backbone": "resnet19"}),
         ("--n-clusters auto is for a pretrained network", {"n_clusters": "auto", "backbone": "", "weights": ""}),
         ("--weights is for a pretrained network", {"backbone": ""}),
+        ("--fine-tune is for a pretrained network", {"backbone": "", "weights": "", "fine_tune": 1}),
         ("views cannot be set on a pretrained network", {"backbone": BACKBONE, "settings": {"views": "one"}}),
         ("n_init is 0", {"backbone": BACKBONE, "n_init": 0}),
     ):
