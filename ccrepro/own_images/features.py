@@ -24,6 +24,7 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import at_once
 from ccrepro.runtime.ragged import Ragged, sizes_of
 
+N_VIEWS = 3  # V: six did no better, see docs/own_images.md
 VIEWS_SEED = 0  # the views are the same whatever the seed, so that another seed finds them made
 BLOCK = 16  # images at once: with more, a CPU waits for its memory. Fixed, since last bits depend on it
 SAVED_EVERY = 16  # blocks
@@ -33,11 +34,6 @@ SETTINGS = (  # that say what the network sees
 )
 FEWEST, EACH = 10, 5  # images that silhouettes need, in all and for each cluster that is tried
 SAMPLE = 2_000  # images at most that a silhouette is measured on
-
-
-def n_views(n_images: int) -> int:
-    """V: six, or three in half the time where there are many images."""
-    return 6 if n_images <= 2_000 else 3
 
 
 def extract(
@@ -54,10 +50,10 @@ def extract(
     there. of: what tells apart the images and networks whose features it may keep. Raises `DataError` where
     the disk has too little space.
     """
-    views, encoder = n_views(len(images)), model.backbone.encoder
+    encoder = model.backbone.encoder
     images, sizes, device = as_tensor(images), torch.from_numpy(sizes_of(images)), model.standardize.mean.device
-    drawn = [augmentations.draw(epoch_generator(VIEWS_SEED, view), sizes, config) for view in range(views)]
-    found, done = _begun(kept, of, (len(images), views + 1, model.backbone.trunk[0].in_features))
+    drawn = [augmentations.draw(epoch_generator(VIEWS_SEED, view), sizes, config) for view in range(N_VIEWS)]
+    found, done = _begun(kept, of, (len(images), N_VIEWS + 1, model.backbone.trunk[0].in_features))
 
     @torch.inference_mode()
     def block(first: int) -> np.ndarray:
