@@ -105,7 +105,6 @@ def fine_tune(
         parameter.requires_grad_(True)
     model.backbone.trunk[-1].p = 0.0  # what it leaves out would be others after an interruption
     config = config.replace(epochs=epochs, lr=config.lr * FINE_TUNING)
-    bar = tqdm(None, "fine-tuning", epochs, unit=" epochs")
-    with bar:
+    with tqdm(None, "fine-tuning", epochs, unit=" epochs") as bar:
         resume.fit(config, data, lambda epoch, _: bar.update(epoch["epoch"] - bar.n), Checkpoints(kept), model=model)
     return streaming.outputs(model.eval(), data.images, config)

@@ -101,9 +101,7 @@ def architecture(name: str, image_size: int = 0) -> nn.Module:
 
 def last_stage(encoder: nn.Module) -> list[nn.Parameter]:
     """The weights of the last stage of one of timm's networks, or of a transformer's last block, and those after it."""
-    from timm.models import group_parameters  # late, as in `_timm`
-
-    named = group_parameters(encoder, encoder.group_matcher(coarse=True))
+    named = _timm().models.group_parameters(encoder, encoder.group_matcher(coarse=True))
     groups = {stage: [encoder.get_parameter(name) for name in names] for stage, names in named.items()}
     first = max(stage for stage, group in groups.items() if any(weights.ndim > 1 for weights in group))  # not a norm
     return [weights for stage, group in groups.items() if stage >= first for weights in group]

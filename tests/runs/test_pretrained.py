@@ -77,6 +77,22 @@ def test_the_packaged_weights_know_a_photo_of_imagenet(packaged):
     assert sum(right) >= 9
 
 
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("test_efficientnet", ("blocks.4.", "conv_head.", "bn2.")),
+        ("test_resnet", ("layer4.",)),
+        ("test_convnext", ("stages.3.", "head.norm.")),  # timm's last group is the norm alone
+        ("test_vit", ("blocks.5.", "norm.")),
+    ],
+)
+def test_the_last_stage_and_what_follows_it(name, last):
+    network = timm.create_model(name, num_classes=0)
+    named = {id(weights): name for name, weights in network.named_parameters()}
+    found = {named[id(weights)] for weights in pretrained.last_stage(network)}
+    assert found == {name for name in named.values() if name.startswith(last)}
+
+
 def test_weights_come_from_a_file(theirs, file):
     ours, x = pretrained.load(SMALL, file), torch.rand(2, 3, 160, 160)
     with torch.inference_mode():
