@@ -240,7 +240,6 @@ def run(
     out = storage.place(out or f"{storage.place(folder).resolve().name}-clusters")
     check_out(folder, out)
     target = sorting.new_target(folder, move_into) if move_into else None
-    pretrained_only = {"--n-clusters auto": n_clusters == "auto", "--weights": weights, "--fine-tune": fine_tune}
     if backbone:
         pretrained.facts(backbone)  # a mistake is told before the images are read
     with storage.lock(out / "training"):
@@ -248,6 +247,7 @@ def run(
         print(collection.data, flush=True)
         if remark := inputs.too_dark(collection.data.images):
             print(f"note: {remark}", flush=True)
+        pretrained_only = {"--n-clusters auto": n_clusters == "auto", "--weights": weights, "--fine-tune": fine_tune}
         if name := choose(collection.data.images, scratch, backbone):
             network = photos.Network(name, weights, settings.get("image_size", 0), settings.get("device", "auto"))
             found = from_pretrained(collection, n_clusters, out, network, n_init, fine_tune, **settings)

@@ -94,9 +94,9 @@ def layout(z: np.ndarray) -> np.ndarray:
         from openTSNE import TSNE  # late: takes two seconds
 
         how = {"perplexity": min(30, (len(z) - 1) / 3), "negative_gradient_method": "fft" if len(z) > 5000 else "bh"}
-        how |= {"random_state": 0, "n_jobs": 1}  # several cores wait for each other longer than they save
         with tqdm(desc="map", total=750, unit=" steps", mininterval=1, disable=len(z) <= MANY) as bar:
-            points = TSNE(**how, callbacks=lambda *_: bar.update(50)).fit(z)
+            # One job: several cores wait for each other longer than they save.
+            points = TSNE(**how, random_state=0, n_jobs=1, callbacks=lambda *_: bar.update(50)).fit(z)
     low, high = np.min(points, 0), np.max(points, 0)
     return 0.5 + (np.asarray(points) - (low + high) / 2) / max((high - low).max(), 1e-12)
 

@@ -107,4 +107,4 @@ def fine_tune(
     config = config.replace(epochs=epochs, lr=config.lr * FINE_TUNING)
     with tqdm(None, "fine-tuning", epochs, unit=" epochs") as bar:
         resume.fit(config, data, lambda epoch, _: bar.update(epoch["epoch"] - bar.n), Checkpoints(kept), model=model)
-    return streaming.outputs(model.eval(), data.images, config)
+    return streaming.outputs(model, data.images, config)
