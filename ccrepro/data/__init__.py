@@ -72,9 +72,20 @@ def load(name: str, root: str | Path | None = None) -> ImageSet:
 
 def sample(data: ImageSet, n: int, seed: int) -> ImageSet:
     """At most ``n`` of the images, drawn at random and kept in order; 0 takes all. Equal seeds draw the same."""
-    if not 0 < n < len(data.images):
-        return data
-    rows = np.sort(np.random.default_rng(seed).permutation(len(data.images))[:n])
+    return _rows(data, _order(data, seed)[:n]) if 0 < n < len(data.images) else data
+
+
+def unseen(data: ImageSet, n: int, seed: int) -> ImageSet | None:
+    """The images that `sample` leaves out, in order; None where it takes all."""
+    return _rows(data, _order(data, seed)[n:]) if 0 < n < len(data.images) else None
+
+
+def _order(data: ImageSet, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).permutation(len(data.images))
+
+
+def _rows(data: ImageSet, rows: np.ndarray) -> ImageSet:
+    rows = np.sort(rows)
     labels = None if data.labels is None else data.labels[rows]
     return dataclasses.replace(data, images=data.images[rows], labels=labels)
 

@@ -110,22 +110,22 @@ def feature_space(records: Sequence[Record]) -> Figure:
 
 @figure
 def evolution(records: Sequence[Record]) -> Figure:
-    """Fig. 4: the same images at several epochs in one t-SNE embedding, coloured by cluster, for the first record."""
+    """Fig. 4: the same images at several epochs, each in its own t-SNE map, by cluster, for the first record."""
     record = records[0]
     shown = [at for at in record["evolution"] if "x" in at]
     title = f"{_run_title(record)}: output of the instance head, coloured by cluster"
-    result, axes = _grid(title, len(shown), 3, (3.3, 3.4), sharex=True, sharey=True)
+    result, axes = _grid(title, len(shown), 3, (3.3, 3.4))
     for axis, at in zip(axes, shown, strict=True):
         heading = f"epoch {at['epoch']}: NMI {at['scores']['nmi']:.3f}"
         _draw_map(axis, at, "cluster", heading, record["config"]["n_clusters"])
     return result
 
 
-def _grid(title: str, n: int, columns: int, size: tuple[float, float], **more: Any) -> tuple[Figure, Any]:
+def _grid(title: str, n: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
     """n axes, each of ``size`` (width, height, in inches), at most so many in a row."""
     columns = min(columns, n) or 1
     rows = -(-n // columns) or 1
-    result, axes = panels(title, rows, columns, figsize=np.multiply(size, (columns, rows)), squeeze=False, **more)
+    result, axes = panels(title, rows, columns, figsize=np.multiply(size, (columns, rows)), squeeze=False)
     for axis in axes.flat[n:]:
         axis.remove()
     return result, axes.flat[:n]
@@ -210,20 +210,20 @@ def examples(records: Sequence[Record], kind: str, images: Any) -> Figure | None
 
 @figure
 def streaming(records: Sequence[Record]) -> Figure:
-    """Time to an assignment, and training on batches seen once, a line per seed. Records must have ``streaming``."""
+    """Time to an assignment, and training on chunks that come once, a line per seed. Records must have ``streaming``."""
     result, axes = plt.subplots(1, 2, figsize=(8.5, 3.5))
     for color, r in zip(COLORS, records, strict=False):
         assign, once = (r["streaming"][name] for name in ("assign", "once"))
         axes[0].plot(assign["batch_size"], assign["milliseconds"], "o-", color=color, label=f"seed {r['seed']}")
-        for curve_color, curve in zip((COLORS[2], COLORS[4]), once.values(), strict=False):
-            axes[1].plot(curve["images"], curve["nmi"], color=curve_color)
-        axes[1].axhline(r["scores"]["nmi"], color="0.5", ls="--", lw=1)
+        for curve_color, curve in zip((COLORS[2], COLORS[4], "0.3"), once, strict=True):
+            axes[1].plot(curve["images"], curve["nmi"], "o-", color=curve_color, ms=4)
     axes[0].set(xlabel="images that arrive at once", ylabel="milliseconds until all have a cluster (median)")
     axes[0].set(title="assignment", xscale="log", yscale="log")
     axes[0].legend(fontsize=8)
-    axes[1].set(xlabel="images seen, each once", ylabel="NMI of the stream's images")
+    axes[1].set(xlabel="images that have come", ylabel="NMI of the stream's images")
     axes[1].set(title="training on the stream", ylim=(0, 1))
-    axes[1].legend([*(f"steps on each batch: {steps}" for steps in once), "all epochs"], fontsize=8)
+    names = (f"{c['chunk']:,} images, {c['steps']} time{'s' * (c['steps'] > 1)}" for c in once)
+    axes[1].legend([*names], title="chunks of", title_fontsize=8, fontsize=8)
     return result
 
 

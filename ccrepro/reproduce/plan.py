@@ -18,7 +18,7 @@ from tqdm.std import tqdm
 
 from ccrepro import recipes
 from ccrepro.config import Config
-from ccrepro.data import ImageSet, load, sample
+from ccrepro.data import load, sample, unseen
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError, unknown
 from ccrepro.recipes import PRESETS, RECIPES, VARIANTS, departures, recipe, run_name
@@ -135,12 +135,13 @@ def reproduce(planned: list[Planned], jobs: int, runs_dir: str, data_dir: str) -
 
 def train(config: Config, runs_dir: str, data_dir: str) -> None:
     """Make a run, if it is not done: train, score, write its record. Measure the full method on a stream too."""
-    data = _data(config, data_dir)
+    every = load(config.dataset, data_dir)
+    data = sample(every, config.sample, config.seed)
     with Run(config, data, runs_dir) as run:
         if not run.record:
             run.finish(*fit(config, data, run.report, run.checkpoints))
     if not _streamed(config, runs_dir):
-        streams.measure(config, data, runs_dir)
+        streams.measure(config, data, unseen(every, config.sample, config.seed), runs_dir)
 
 
 def _streamed(config: Config, runs_dir: str) -> bool:
@@ -148,16 +149,13 @@ def _streamed(config: Config, runs_dir: str) -> bool:
     return config.variant != "cc" or (run_folder(config, runs_dir) / "streaming.json").exists()
 
 
-def _data(config: Config, data_dir: str) -> ImageSet:
-    return sample(load(config.dataset, data_dir), config.sample, config.seed)
-
-
 def gather(folder: Path, name: str, results: Path, data_dir: str) -> None:
     """Copy a finished run's record into a folder of results, under its name. A record without a t-SNE map, from a
     machine that could not make one, is completed first. Raises `DataError` for the record of another run."""
     record = finished.read(folder / "run.json", name)
     if "tsne" not in record and (folder / "clustering.npz").exists():
-        data = _data(Config.stored(record["config"]), data_dir)
+        config = Config.stored(record["config"])
+        data = sample(load(config.dataset, data_dir), config.sample, config.seed)
         storage.atomic_write(folder / "run.json", as_text(complete(record, folder, data)))
     for kind, source in (("runs", folder / "run.json"), ("streaming", folder / "streaming.json")):
         target = results / kind / f"{name}.json"

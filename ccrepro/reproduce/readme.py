@@ -8,18 +8,21 @@ from ccrepro.reproduce import claims, notebooks, plan, pool, records, tables
 from ccrepro.reproduce.records import as_runs, provenance
 from ccrepro.reproduce.tables import TABLES, as_markdown
 from ccrepro.runs import finished
+from ccrepro.runs.weights import halve
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import at_once
 
 LESSONS = ("01_method", "01_method.ko")
+MODEL_BYTES = 10_000_000  # of the largest model whose weights are published: Git keeps every version
 BEGIN, END = "<!-- results: made by `make publish`, do not edit -->", "<!-- end of results -->"
 
 
 def publish(*, lessons: bool = False, jobs: int = 0, runs_dir: str = "", data_dir: str = "") -> None:
     """For the maintainers: put what was run into results/ and README.md.
 
-    Copies the records of finished runs, executes the report notebooks, and writes the README's results. Raises
-    `ConfigError`, before anything is written, for a record that was not made by committed code.
+    Copies the records of finished runs, and the weights of the full method's seed 0 where they are small; executes the
+    report notebooks, and writes the README's results. Raises `ConfigError`, before anything is written, for a record
+    that was not made by committed code.
 
     Args:
         lessons: Execute the lesson anew, too.
@@ -35,6 +38,9 @@ def publish(*, lessons: bool = False, jobs: int = 0, runs_dir: str = "", data_di
             raise ConfigError(f"{runs / name} was made by code that is not committed. Commit it, and run it again.")
     for name in names:
         plan.gather(runs / name, name, results, data_dir)
+        kind, model = name.removesuffix("/cc-seed0"), runs / name / "model.safetensors"
+        if kind != name and model.exists() and model.stat().st_size <= MODEL_BYTES:
+            halve(model, results / "weights" / f"{kind}.safetensors")
     for preset in records.by_preset(results):
         plan.render(preset, at_once(jobs), "results", data_dir, anew=True)
     if lessons:

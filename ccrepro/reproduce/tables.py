@@ -11,7 +11,7 @@ import pandas as pd
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import unknown
 from ccrepro.metrics import mean_sd
-from ccrepro.reproduce.records import METRICS, Record, as_runs, load_records, printed
+from ccrepro.reproduce.records import METRICS, Record, as_runs, departs, load_records, printed
 from ccrepro.runtime import storage
 
 Format = Literal["markdown", "latex", "csv"]
@@ -167,6 +167,22 @@ def heads_against_kmeans(records: list[Record]) -> pd.DataFrame:
         accs = (counted(part[column], _sampled(part)) for column in ("acc", "kmeans_acc"))
         lines.append((DATASETS[dataset].title, _named(networks[variant], departs), *accs))
     return pd.DataFrame(lines, columns=["data set", "network", "ACC, cluster head", "ACC, k-means on features"])
+
+
+def on_unseen(records: list[Record]) -> pd.DataFrame:
+    """ACC on images that a run left out, assigned one by one, beside ACC on those it was trained on: mean ± sd (n)."""
+    groups: dict[str, list[tuple[Record, dict[str, float]]]] = {}
+    for r in records:
+        if found := r.get("streaming", {}).get("unseen"):
+            groups.setdefault(_named(DATASETS[r["dataset"]].title, departs(r)), []).append((r, found))
+    lines = []
+    for name, group in groups.items():
+        trained, parts = group[0][0]["n_images"], [found for _, found in group]
+        seen, unseen = (counted(np.array([part[key] for part in parts])) for key in ("acc_seen", "acc"))
+        rate = np.median([part["images_per_second"] for part in parts])
+        lines.append((name, f"{trained:,}", seen, f"{parts[0]['n_images']:,}", unseen, f"{rate:,.0f}"))
+    columns = ["data set", "images seen", "ACC", "never seen", "ACC, never seen", "of these, images per second"]
+    return pd.DataFrame(lines, columns=columns)
 
 
 def save_table(name: str, records: list[Record], preset: str, results_dir: str | Path = "") -> str:

@@ -4,7 +4,6 @@ Letters: N images, M images of a batch, D instance dimension, K clusters.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,17 +50,16 @@ def collect(folder: Path, config: Config, labels: np.ndarray) -> dict[str, Any]:
     """What `keep` saved, as entries of a record.
 
     ``evolution`` lists scores, clusters used and histograms of cosines at some epochs. At some of these it also has
-    ``x``, ``y`` and ``cluster`` of the pictured images, all in one t-SNE map (Fig. 4). ``tsne`` is the last of these
-    maps, with ``label``. Without openTSNE there are no maps; `ccrepro.runs.record.complete` adds them elsewhere.
+    ``x``, ``y`` and ``cluster`` of the pictured images, in a t-SNE map of that epoch (Fig. 4). ``tsne`` is the last of
+    these maps, with ``label``. Without openTSNE there are none; `ccrepro.runs.record.complete` adds them elsewhere.
     """
     files = {epoch: folder / f"epochs/{epoch:05d}.npz" for epoch in sorted(scored(config) | {config.epochs})}
     kept = {epoch: storage.load_arrays(file) for epoch, file in files.items() if file.exists()}
     rows = fixed_rows(len(labels), POINTS)
     shown = np.isin(fixed_rows(len(labels), FEATURES), rows)
-    features = {epoch: arrays["features"][shown] for epoch, arrays in kept.items() if epoch in _pictured(config)}
     maps, found = {}, []
     try:
-        maps = dict(zip(features, tsne([*features.values()]), strict=True))
+        maps = {epoch: tsne(kept[epoch]["features"][shown]) for epoch in kept.keys() & _pictured(config)}
     except ImportError:
         print(f"{run_name(config)}  openTSNE is not installed: no maps of the feature space for now", flush=True)
     for epoch, arrays in kept.items():
@@ -104,14 +102,12 @@ def fixed_rows(n_images: int, n: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).permutation(n_images)[:n])
 
 
-def tsne(features: Sequence[np.ndarray], seed: int = 0) -> list[dict[str, list[float]]]:
-    """``x`` and ``y`` of the same images at several epochs, all in one t-SNE map. It is made from the last (N, D)
-    features; earlier points are placed by their nearest neighbours among them."""
+def tsne(features: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
+    """``x`` and ``y`` of a t-SNE map of (N, D) features. Maps of several epochs have no axes in common."""
     from openTSNE import TSNE  # late: takes two seconds, and only a finished run needs it
 
-    embedding = TSNE(random_state=seed, n_jobs=1).fit(features[-1])
-    points = [*(embedding.transform(earlier) for earlier in features[:-1]), embedding]
-    return [{"x": p[:, 0].tolist(), "y": p[:, 1].tolist()} for p in (np.asarray(p).round(2) for p in points)]
+    points = np.asarray(TSNE(random_state=seed, n_jobs=1).fit(features)).round(2)
+    return {"x": points[:, 0].tolist(), "y": points[:, 1].tolist()}
 
 
 def examples(labels: np.ndarray, clustering: Clustering, n_clusters: int, n: int = 10) -> dict[str, list[Any]]:

@@ -26,7 +26,11 @@ def trained():
                 "confidence": [0.99, 0.9, 0.8]}  # fmt: skip
     streaming = {
         "assign": {"batch_size": [1, 8], "milliseconds": [2.0, 3.0]},
-        "once": {"1": {"images": [10], "nmi": [0.1]}, "20": {"images": [10], "nmi": [0.4]}},
+        "once": [
+            {"chunk": 10, "steps": 1, "images": [10, 20], "nmi": [0.1, 0.2]},
+            {"chunk": 20, "steps": 20, "images": [20], "nmi": [0.4]},
+            {"chunk": 20, "steps": 20, "images": [20], "nmi": [0.5]},
+        ],
     }
     more = {
         "class_names": ["zero", "one"],
@@ -75,7 +79,8 @@ def test_curves_have_a_line_per_seed_beside_the_papers(trained):
     paper = [dict(zip(*axis.lines[number].get_data(), strict=True)) for number, axis in enumerate(cosines[2:])]
     assert (paper[0][10], paper[0][1000], paper[1][1000]) == (0.73, 0.95, 0.09)
     stream = figures.streaming(trained[:1]).axes
-    assert list(map(curves, stream)) == [[[2.0, 3.0]], [[0.1], [0.4], [0.375, 0.375]]]  # and of all epochs
+    assert list(map(curves, stream)) == [[[2.0, 3.0]], [[0.1, 0.2], [0.4], [0.5]]]
+    assert texts(stream[1].get_legend().texts)[:2] == ["10 images, 1 time", "20 images, 20 times"]
 
 
 def test_ablation_has_a_dot_per_seed_a_bar_per_mean_and_a_diamond_for_the_paper():

@@ -7,8 +7,10 @@ from made_records import records, write
 
 from ccrepro.cli import main
 from ccrepro.config import Config
+from ccrepro.model import build
 from ccrepro.recipes import run_name
 from ccrepro.reproduce import claims, pool, readme, tables
+from ccrepro.runs.weights import load_model, save_model
 
 TEXT = f"before\n{readme.BEGIN}\nold\n{readme.END}\nafter\n"
 
@@ -50,6 +52,21 @@ def test_what_is_published_follows_from_finished_runs(finished):
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert readme.with_results(text) == text
+
+
+def test_weights_are_published_of_the_full_methods_seed_0_where_they_are_small(finished, monkeypatch):
+    for name in ("cc-seed0", "cc-seed1"):
+        record = json.loads((ROOT / f"results/runs/demo/digits/{name}.json").read_text())
+        path = finished / f"runs/demo/digits/{name}/model.safetensors"
+        save_model(build(Config(**record["config"]), 1), Config(**record["config"]), path)
+        path.with_name("run.json").write_text(json.dumps(record))
+    monkeypatch.setattr(readme.plan, "render", lambda *arguments, **more: None)
+    for largest, published in ((1000, []), (10_000_000, ["weights/demo/digits.safetensors"])):
+        monkeypatch.setattr(readme, "MODEL_BYTES", largest)
+        assert main(["publish"]) == 0
+        results = finished / "results"
+        assert [str(path.relative_to(results)) for path in results.rglob("*.safetensors")] == published
+    assert load_model(results / published[0])[1].seed == 0
 
 
 @pytest.mark.parametrize("commit", ["c" * 40 + "-dirty", "unknown"])

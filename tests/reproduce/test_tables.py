@@ -104,6 +104,17 @@ def test_heads_against_kmeans_shows_the_untrained_network_too():
     assert frame["ACC, cluster head"].tolist() == ["0.850 ± 0.071 (2)", "0.100 (1)"]
 
 
+def test_unseen_images_have_a_row_for_each_way_of_leaving_images_out():
+    made = records("cifar10", "paper", cc=[0.5, 0.6, 0.7])
+    for r, acc in zip(made[:2], (0.5, 0.7), strict=True):
+        r |= {"overrides": {"sample": 50_000}, "n_images": 50_000}
+        r["streaming"] = {"unseen": {"n_images": 10_000, "images_per_second": 600.4, "acc": acc, "acc_seen": 0.8}}
+    made[2]["streaming"] = {"assign": {}}
+    (row,) = tables.on_unseen(made).to_numpy().tolist()
+    assert row[:3] == ["CIFAR-10 (sample=50000)", "50,000", "0.800 ± 0.000 (2)"]
+    assert row[3:] == ["10,000", "0.600 ± 0.141 (2)", "600"]
+
+
 def test_yours_stand_beside_the_published_and_the_papers():
     text = tables.comparison(records("cifar10", cc=[0.8], no_entropy=[0.5]), records("cifar10", cc=[0.7, 0.7]))
     lines = [" ".join(line.split()) for line in text.splitlines()[1:]]

@@ -9,15 +9,15 @@ from ccrepro.model import build
 from ccrepro.runs.evolution import COSINE_BINS, cosine_histograms, examples, fixed_rows, tsne
 
 
-def test_maps_keep_neighbours_and_place_earlier_features_beside_their_like(generator):
+def test_a_map_keeps_neighbours_at_any_scale_of_the_features(generator):
     labels = np.repeat([0, 1, 2], 40)
-    last, first = (np.eye(3)[labels] * 5 + s * torch.randn(120, 3, generator=generator).numpy() for s in (0.1, 0.3))
-    maps = tsne([first.astype(np.float32), last.astype(np.float32)])
-    before, after = (np.stack([m["x"], m["y"]], 1) for m in maps)
-    apart = np.linalg.norm(after[:, None] - after, axis=2) + 1e9 * np.eye(120)
+    features = np.eye(3)[labels] * 5 + 0.1 * torch.randn(120, 3, generator=generator).numpy()
+    found = tsne(features)
+    points = np.stack([found["x"], found["y"]], 1)
+    apart = np.linalg.norm(points[:, None] - points, axis=2) + 1e9 * np.eye(120)
     assert (labels[apart.argmin(1)] == labels).mean() > 0.95
-    moved = np.linalg.norm(before[:, None] - after, axis=2)
-    assert (labels[moved.argmin(1)] == labels).mean() > 0.95
+    small = tsne(1e-3 * features)  # an untrained network's features lie close together
+    assert np.ptp(small["x"]) > 0.5 * np.ptp(found["x"])
 
 
 def test_images_of_a_map_are_drawn_once_and_for_all():

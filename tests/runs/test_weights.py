@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from ccrepro.errors import CheckpointError
 from ccrepro.model import build
 from ccrepro.recipes import recipe
-from ccrepro.runs.weights import load_model, read_pickle, read_sealed, read_tensors, save_model, save_sealed
+from ccrepro.runs.weights import halve, load_model, read_pickle, read_sealed, read_tensors, save_model, save_sealed
 
 
 class Hostile:
@@ -39,6 +39,19 @@ def test_a_model_comes_back_with_its_settings_and_facts(path, model):
         again, settings, facts = load_model(place)
         assert (settings, facts, again.training) == (config, {"channels": 1, "side": 8, "about": [0.1, "é"]}, False)
         assert all(torch.equal(tensor, again.state_dict()[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_halved_model_is_half_as_large_and_loads_in_single_precision(path, model, generator):
+    save_model(model, recipe("digits", "demo", seed=1), path)
+    small = halve(path, path.with_name("half.safetensors"))
+    assert small.stat().st_size < 0.6 * path.stat().st_size
+    again, config, _ = load_model(small)
+    assert config == recipe("digits", "demo", seed=1)
+    images = torch.rand(20, 1, 8, 8, generator=generator)
+    for ours, theirs in zip(again(images), model.eval()(images), strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.allclose(ours, theirs, atol=2e-3)
+        assert not torch.equal(ours, theirs)
 
 
 def test_any_layout_of_tensors_survives_and_equal_ones_make_equal_files(tmp_path):
