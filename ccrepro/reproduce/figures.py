@@ -210,7 +210,7 @@ def examples(records: Sequence[Record], kind: str, images: Any) -> Figure | None
 
 @figure
 def streaming(records: Sequence[Record]) -> Figure:
-    """Time to an assignment, and training on chunks that come once, a line per seed. Records must have ``streaming``."""
+    """Time to an assignment, and training on chunks that come once, a line per seed. Records have ``streaming``."""
     result, axes = plt.subplots(1, 2, figsize=(8.5, 3.5))
     for color, r in zip(COLORS, records, strict=False):
         assign, once = (r["streaming"][name] for name in ("assign", "once"))

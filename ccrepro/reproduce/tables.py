@@ -11,7 +11,8 @@ import pandas as pd
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import unknown
 from ccrepro.metrics import mean_sd
-from ccrepro.reproduce.records import METRICS, Record, as_runs, departs, load_records, printed
+from ccrepro.recipes import departures
+from ccrepro.reproduce.records import METRICS, Record, as_runs, load_records, printed
 from ccrepro.runtime import storage
 
 Format = Literal["markdown", "latex", "csv"]
@@ -174,7 +175,7 @@ def on_unseen(records: list[Record]) -> pd.DataFrame:
     groups: dict[str, list[tuple[Record, dict[str, float]]]] = {}
     for r in records:
         if found := r.get("streaming", {}).get("unseen"):
-            groups.setdefault(_named(DATASETS[r["dataset"]].title, departs(r)), []).append((r, found))
+            groups.setdefault(_named(DATASETS[r["dataset"]].title, departures(r["overrides"])), []).append((r, found))
     lines = []
     for name, group in groups.items():
         trained, parts = group[0][0]["n_images"], [found for _, found in group]
