@@ -31,6 +31,7 @@ VARIANTS = {
     "cluster-only": Variant("no instance head", "4", {"heads": "cluster"}),
     "resnet18": Variant("another backbone", "5", {"backbone": "resnet18"}),
     "resnet50": Variant("another backbone", "5", {"backbone": "resnet50"}),
+    "fast-m": Variant("another backbone", "5", {"backbone": "fast-m"}),
     "shared-head": Variant("both losses on one matrix, the assignments", "", {"heads": "shared"}),
     "no-entropy": Variant("no entropy term in the cluster loss", "", {"entropy_weight": 0.0}),
     "untrained": Variant("no training at all; at most 10,000 images", "", {"epochs": 0, "sample": SAMPLE}),
@@ -39,6 +40,9 @@ VARIANTS = {
     "spectral-pixels": Variant("spectral clustering", "2", {"baseline": "spectral", "sample": SAMPLE}),
     "agglomerative-pixels": Variant("Ward's linkage", "2", {"baseline": "agglomerative", "sample": SAMPLE}),
 }
+
+# Of Table 5's variants those that suit a preset: ResNets are too large for digits and for one core.
+NETWORKS = {"demo": (), "laptop": ("fast-m",), "fast": ("resnet18", "resnet50"), "paper": ("resnet18", "resnet50")}
 
 STRONG = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}  # jitter with s = 1 [code]
 
@@ -99,6 +103,11 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "own": {OWN: {**FAST, "image_size": 32, "stem": "cifar", "batch_size": 32, "epochs": 100}},
 }  # fmt: skip
 PRESETS = tuple(name for name in RECIPES if name != OWN)  # that a reproduction may name
+
+
+def suitable(preset: str) -> list[str]:
+    """The variants that a reproduction runs where none is named."""
+    return [name for name, v in VARIANTS.items() if v.table != "5" or name in NETWORKS.get(preset, ())]
 
 
 def recipe(dataset: str, preset: str = "paper", variant: str = "cc", seed: int = 0, **overrides: Any) -> Config:

@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.drawing import COLORS, NEGATIVE, POSITIVE, draw_image, figure, image_rows, panels, small_png
-from ccrepro.reproduce.records import Record, reported
-from ccrepro.reproduce.tables import cells
+from ccrepro.reproduce import tables
+from ccrepro.reproduce.records import Record, printed, reported
 from ccrepro.runtime import storage
 
 
@@ -148,7 +148,7 @@ def _draw_map(axis: plt.Axes, points: Mapping[str, Any], by: str, title: str, n:
 @figure
 def ablation(name: str, runs: pd.DataFrame) -> Figure:
     """ACC of each row of a table, a panel per data set: a dot per seed, a bar for the mean, a diamond for the paper."""
-    shown = cells(name, runs)
+    shown = tables.cells(name, runs)
     groups = [group for _, group in shown.groupby("dataset", sort=False)]
     size = (2.2 + 4.0 * len(groups), 1.1 + 0.38 * shown.groupby("dataset").label.nunique().max())
     result, axes = plt.subplots(1, len(groups), figsize=size, squeeze=False)
@@ -165,6 +165,36 @@ def ablation(name: str, runs: pd.DataFrame) -> Figure:
         axis.grid(axis="y", visible=False)
     fullest = max(axes[0], key=lambda axis: len(axis.lines))
     result.legend(handles=fullest.lines, loc="outside lower center", ncols=2, fontsize=8)
+    return result
+
+
+@figure
+def cost(runs: pd.DataFrame) -> Figure | None:
+    """ACC by hours of training, a panel per data set on which one network was trained for different numbers of epochs,
+    which stand beside the dots. Diamond: the paper. Dotted: k-means on the pixels. None without such a data set."""
+    found, paper = tables.cost(runs), reported().query("metric == 'GPU-hours'").set_index("dataset").value
+    shown = [dataset for dataset, own in found.groupby("dataset") if own.backbone.duplicated().any()]
+    if not shown:
+        return None
+    result, axes = plt.subplots(1, len(shown), figsize=(5.6 * len(shown), 3.8), squeeze=False)
+    for axis, dataset in zip(axes[0], shown, strict=True):
+        title = DATASETS[dataset].title
+        for color, (backbone, own) in zip(COLORS, found[found.dataset == dataset].groupby("backbone"), strict=False):
+            axis.plot(own.hours, own.acc, "o-", color=color, label=f"ours, {backbone}")
+            for point in own.itertuples():
+                where = {"xytext": (5, -11), "textcoords": "offset points", "fontsize": 8, "color": color}
+                axis.annotate(f"{point.epochs} epochs", (point.hours, point.acc), **where)
+        if title in paper:
+            acc = float(printed("2", "acc").loc["CC", title])
+            axis.plot(float(paper[title]), acc, "D", color="0.3", mfc="none", label="the paper, ResNet34, on a GPU")
+        pixels = runs[(runs.dataset == dataset) & (runs.variant == "kmeans-pixels")]
+        if len(pixels):
+            axis.axhline(pixels.acc.mean(), color="0.5", ls=":", label="k-means on pixels")
+        axis.set(
+            xscale="log", ylim=(0, 1), xlabel="hours of training, on one core or one GPU", ylabel="ACC", title=title
+        )
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.legend(fontsize=8, loc="upper left")
     return result
 
 
@@ -192,19 +222,47 @@ def cosines(records: Sequence[Record]) -> Figure:
 
 
 @figure
+def cosine_distributions(records: Sequence[Record]) -> Figure | None:
+    """Fig. 3, in full: the cosines of all positive and of all negative pairs at some epochs, for the first record. None
+    where it has no histograms of them."""
+    record = records[0]
+    found = [at for at in record["evolution"] if "cosines" in at]
+    if not found:
+        return None
+    last = len(found) - 1
+    shown = [found[i] for i in sorted({min(i, last) for i in (0, 1, 3, last)})]
+    title = f"{_run_title(record)}: cosines of pairs"
+    result, axes = panels(title, 2, len(shown), figsize=(2.6 * len(shown), 4.6), sharex=True, squeeze=False)
+    for column, at in zip(axes.T, shown, strict=True):
+        for axis, head in zip(column, ("instance", "cluster"), strict=True):
+            for kind, color in (("positive", POSITIVE), ("negative", NEGATIVE)):
+                counts = np.array(at["cosines"][f"{head}_{kind}"])
+                edges = np.linspace(-1, 1, len(counts) + 1)
+                style = {"fill": True, "color": color, "alpha": 0.6, "label": f"{kind} pairs"}
+                axis.stairs(counts / counts.sum(), edges, **style)
+            axis.set(yticks=[], xticks=[-1, 0, 1])
+        column[0].set_title(f"epoch {at['epoch']}")
+        column[1].set_xlabel("cosine of a pair")
+    axes[0, 0].set_ylabel("instance head\nshare of the pairs")
+    axes[1, 0].set_ylabel("cluster head\nshare of the pairs")
+    axes[0, 0].legend(fontsize=8, loc="upper left")
+    return result
+
+
+@figure
 def examples(records: Sequence[Record], kind: str, images: Any) -> Figure | None:
     """The first record's examples of one kind. images: all of the run's, as `ImageSet` has them; None: no figure."""
     if images is None:
         return None
     found, names = pd.DataFrame(records[0]["examples"]), records[0]["class_names"]
     right, shown = (found[found.kind == of] for of in ("right", kind))
-    matched = {cluster: f"class {names[label]}" for cluster, label in zip(right.cluster, right.label, strict=True)}
-    result, axes = _grid("", len(shown), 10, (1.15, 1.62))
+    matched = {cluster: names[label] for cluster, label in zip(right.cluster, right.label, strict=True)}
+    result, axes = _grid("", len(shown), 5, (1.8, 2.3))
     for axis, example in zip(axes, shown.itertuples(), strict=True):
         draw_image(axis, images[example.image] / 255)
         axis.set_axis_off()
         cluster = matched.get(example.cluster, f"cluster {example.cluster}")
-        axis.set_title(f"class {names[example.label]}\n→ {cluster}\n{example.confidence:.3f}", fontsize=8)
+        axis.set_title(f"{names[example.label]}\n→ {cluster}\n{example.confidence:.3f}", fontsize=9)
     return result
 
 

@@ -21,7 +21,7 @@ from ccrepro.config import Config
 from ccrepro.data import load, sample, unseen
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError, unknown
-from ccrepro.recipes import PRESETS, RECIPES, VARIANTS, departures, recipe, run_name
+from ccrepro.recipes import PRESETS, RECIPES, departures, recipe, run_name
 from ccrepro.reproduce import notebooks, pool, records, streams, tables
 from ccrepro.runs import finished
 from ccrepro.runs.finished import run_folder
@@ -38,7 +38,7 @@ REPORTS: dict[str, tuple[str, ...]] = {
     "03_main_results": ("cc", "kmeans-pixels", "nmf-pixels", "spectral-pixels", "agglomerative-pixels"),
     "04_augmentation": ("views-one", "views-none"),
     "05_heads": ("instance-only", "cluster-only", "shared-head", "no-entropy"),
-    "06_backbones": ("resnet18", "resnet50"),
+    "06_backbones": ("fast-m", "resnet18", "resnet50"),
     "07_evolution": ("cc",),
     "08_examples": ("cc",),
     "09_streaming": ("streaming",),
@@ -63,14 +63,13 @@ def plan(
 ) -> list[Planned]:
     """All runs of a reproduction. Those that are done come first; the others follow by seed, and the quickest first.
 
-    Without names: all data sets of the preset but the stand-ins, and all variants; of the demo not Table 5's, whose
-    networks are too large for digits. overrides: settings that depart from the recipes. Raises `ConfigError` for an
-    unknown name or a bad value.
+    Without names: all data sets of the preset but the stand-ins, and all variants that suit it. overrides: settings
+    that depart from the recipes. Raises `ConfigError` for an unknown name or a bad value.
     """
     if preset not in PRESETS:
         raise unknown("preset", preset, PRESETS)
     datasets = datasets or [d for d in RECIPES[preset] if "stand-in" not in DATASETS[d].title]
-    variants = variants or [name for name, v in VARIANTS.items() if preset != "demo" or v.table != "5"]
+    variants = variants or recipes.suitable(preset)
     places = [storage.place("", name) for name in ("results", LOCAL)]
     made = [r for place in places for r in records.by_preset(place).get(preset, [])]
     medians, planned = records.as_runs(made).groupby(tables.KIND).seconds.median(), []

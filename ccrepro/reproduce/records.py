@@ -54,14 +54,16 @@ def departs(record: Record) -> str:
 
 def as_runs(records: list[Record]) -> pd.DataFrame:
     """One row per run: dataset, variant, departs, backbone, seed, nmi, acc, ari, kmeans_acc (ACC of k-means on the
-    features, for the full method), epochs, seconds, n_images."""
+    features, for the full method), epochs, seconds, hours (of one core or one GPU), n_images."""
     lines = []
     for r in records:
         more = {"departs": departs(r), "backbone": r["config"]["backbone"]}
+        used = r["hardware"]["threads"] if r["hardware"]["gpu"] is None else r["hardware"].get("ranks", 1)
+        more["hours"] = used * r["seconds"] / 3600
         more["kmeans_acc"] = r.get("scores_kmeans_on_features", {}).get("acc")
         lines.append({**r, **r["scores"], **more})
     columns = ["dataset", "variant", "departs", "backbone", "seed", *METRICS, "kmeans_acc"]
-    return pd.DataFrame(lines, columns=[*columns, "epochs", "seconds", "n_images"])
+    return pd.DataFrame(lines, columns=[*columns, "epochs", "seconds", "hours", "n_images"])
 
 
 def find_records(records: list[Record], variant: str) -> list[Record]:

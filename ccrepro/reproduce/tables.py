@@ -60,6 +60,7 @@ TABLES = {
         Row("small (ours, for 8×8 pixels)", "cc", backbone="small"),
         Row("fast-s (ours, for small images)", "cc", backbone="fast-s"),
         Row("fast-m (ours, for small images)", "cc", backbone="fast-m"),
+        Row("fast-m (ours, for small images)", "fast-m"),
         Row("ResNet18", "resnet18", "ResNet18", "resnet18"),
         Row("ResNet34", "cc", "ResNet34", "resnet34"),
         Row("ResNet50", "resnet50", "ResNet50", "resnet50"),
@@ -168,6 +169,16 @@ def heads_against_kmeans(records: list[Record]) -> pd.DataFrame:
         accs = (counted(part[column], _sampled(part)) for column in ("acc", "kmeans_acc"))
         lines.append((DATASETS[dataset].title, _named(networks[variant], departs), *accs))
     return pd.DataFrame(lines, columns=["data set", "network", "ACC, cluster head", "ACC, k-means on features"])
+
+
+def cost(runs: pd.DataFrame) -> pd.DataFrame:
+    """What an hour buys: one row for each network and length of training of the full method, shortest first. Columns
+    dataset, backbone, epochs, hours (median, of one core or one GPU), acc (mean) and ours (mean ± sd (n))."""
+    plain = runs.departs.isin(["", *(f"{epochs}ep" for epochs in runs.epochs.unique())])
+    own = runs[plain & runs.variant.isin(["cc", *(row.variant for row in TABLES["backbones"].rows)])]
+    groups = own.groupby(["dataset", "backbone", "epochs"])
+    result = groups.agg(hours=("hours", "median"), acc=("acc", "mean"), ours=("acc", counted)).reset_index()
+    return result.sort_values(["dataset", "hours"], ignore_index=True)
 
 
 def on_unseen(records: list[Record]) -> pd.DataFrame:

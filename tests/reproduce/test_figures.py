@@ -4,7 +4,7 @@ from made_records import record, records
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from ccrepro.reproduce import figures
+from ccrepro.reproduce import figures, tables
 from ccrepro.reproduce.records import as_runs
 
 
@@ -17,8 +17,9 @@ def trained():
     for number, name in enumerate(names):
         history |= {name: [0.1 * number, 0.2, 0.3], f"{name}_sd": [0.1, 0.1, 0.1]}
     tsne = {"x": [0.0, 1.0, 2.0, 3.0], "y": [0.0, 1.0, 0.0, 1.0], "cluster": [3, 4, 3, 4]}
+    counts = {f"{head}_{kind}": [0, 3, 1] for head in ("instance", "cluster") for kind in ("positive", "negative")}
     evolution = [
-        {"epoch": e, "scores": {"nmi": e / 10, "acc": 0.5, "ari": 0.4}, "n_clusters_used": 2}
+        {"epoch": e, "cosines": counts, "scores": {"nmi": e / 10, "acc": 0.5, "ari": 0.4}, "n_clusters_used": 2}
         | (tsne if e in (0, 3) else {})
         for e in range(4)
     ]
@@ -83,6 +84,38 @@ def test_curves_have_a_line_per_seed_beside_the_papers(trained):
     assert texts(stream[1].get_legend().texts)[:2] == ["10 images, 1 time", "20 images, 20 times"]
 
 
+def test_distributions_of_cosines_are_shares_of_the_pairs_at_some_epochs(trained):
+    axes = figures.cosine_distributions(trained).axes
+    assert [axis.get_title() for axis in axes] == ["epoch 0", "epoch 1", "epoch 3", "", "", ""]
+    for axis in axes:
+        for drawn in axis.patches:
+            values, edges, _ = drawn.get_data()
+            assert (values.tolist(), edges.tolist()) == ([0, 0.75, 0.25], pytest.approx([-1, -1 / 3, 1 / 3, 1]))
+    for r in trained:
+        r["evolution"] = [{"epoch": 0}]  # an older record
+    assert figures.cosine_distributions(trained) is None
+
+
+def test_cost_is_hours_of_a_core_against_acc_beside_the_papers():
+    made = records("cifar10", "laptop", cc=[0.5, 0.52], fast_m=[0.6], kmeans_pixels=[0.2], views_one=[0.4])
+    for epochs, acc in ((20, 0.4), (80, 0.55)):
+        short = records("cifar10", "laptop", cc=[acc])[0]
+        made.append(short | {"overrides": {"epochs": epochs}, "epochs": epochs, "seconds": 90.0 * epochs})
+    sampled = records("cifar10", "laptop", cc=[0.1])[0] | {"overrides": {"sample": 5}}
+    runs = as_runs([*made, sampled])
+    found = tables.cost(runs).set_index(["backbone", "epochs"])
+    assert found.acc.to_dict() == pytest.approx(
+        {("fast-s", 40): 0.51, ("fast-m", 40): 0.6, ("fast-s", 20): 0.4, ("fast-s", 80): 0.55}
+    )
+    assert found.hours["fast-s", 80] == 2.0
+    (axis,) = figures.cost(runs).axes
+    assert [line.get_label() for line in axis.lines[:2]] == ["ours, fast-m", "ours, fast-s"]
+    assert axis.lines[1].get_xydata().tolist() == pytest.approx(np.array([[10 / 3600, 0.51], [0.5, 0.4], [2.0, 0.55]]))
+    assert axis.lines[2].get_xydata().tolist() == [[70.0, 0.79]]
+    assert list(axis.lines[3].get_ydata()) == [0.2, 0.2]
+    assert figures.cost(as_runs(records("cifar10", "laptop", cc=[0.5], fast_m=[0.6]))) is None  # one length of each
+
+
 def test_ablation_has_a_dot_per_seed_a_bar_per_mean_and_a_diamond_for_the_paper():
     made = records(cc=[0.9, 0.8, 0.7], views_one=[0.5]) + records("cifar10", cc=[0.7, 0.8, 0.9])
     drawn = figures.ablation("augmentation", as_runs(made))
@@ -98,7 +131,7 @@ def test_ablation_has_a_dot_per_seed_a_bar_per_mean_and_a_diamond_for_the_paper(
 
 def test_examples_show_the_images_with_class_cluster_and_confidence(trained, digits):
     axes = figures.examples(trained, "wrong", digits.images).axes
-    assert [a.get_title() for a in axes] == ["class one\n→ class zero\n0.900", "class zero\n→ cluster 2\n0.800"]
+    assert [a.get_title() for a in axes] == ["one\n→ zero\n0.900", "zero\n→ cluster 2\n0.800"]
     assert np.array_equal(axes[0].images[0].get_array(), digits.images[5, 0] / 255)
     assert figures.examples(trained, "wrong", None) is None  # the data set is not at hand
 
@@ -117,7 +150,16 @@ def test_images_are_shown_with_their_views_or_by_their_class(digits):
     assert len(figures.samples("title", digits.images, None, (), n=5).axes) == 5
 
 
-NAMES = ["losses", "confusion", "feature_space", "cosines", "evolution", "scores_by_epoch", "streaming"]
+NAMES = [
+    "losses",
+    "confusion",
+    "feature_space",
+    "cosines",
+    "cosine_distributions",
+    "evolution",
+    "scores_by_epoch",
+    "streaming",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
