@@ -34,13 +34,13 @@ class Finding(NamedTuple):
     numbers: str
 
 
-Test = Callable[[list[Record]], Finding]
+Test = Callable[[list[Record]], Finding | None]  # None: nothing to say
 
 
 class Claim(NamedTuple):
     """A claim: its sentence, where the paper makes it, the table or notebook that shows it, its test on the records of
-    one data set and preset, the paper's data sets that it is about, the variants that the test needs, and the backbone
-    that ``cc`` must have ("" for any)."""
+    one data set and preset, the paper's data sets that it is about, the variants that the test needs, those that it
+    takes into account where they were run, and the backbone that ``cc`` must have ("" for any)."""
 
     sentence: str
     where: str
@@ -48,6 +48,7 @@ class Claim(NamedTuple):
     test: Test
     datasets: tuple[str, ...]
     needs: tuple[str, ...] = ("cc",)
+    also: tuple[str, ...] = ()
     backbone: str = ""
 
 
@@ -94,15 +95,24 @@ def above(*pairs: tuple[str, str]) -> Test:
 CLASSICAL = ("kmeans-pixels", "spectral-pixels", "agglomerative-pixels", "nmf-pixels")
 
 
-def above_reported(records: list[Record]) -> Finding:
-    """CC's ACC is above the best that the paper prints for the 17 others, and above the baselines that we ran. On data
-    for which the paper prints nothing, it is above all four classical methods."""
+def above_reported(records: list[Record]) -> Finding | None:
+    """CC's ACC is above the best that the paper prints for the 17 others, and above the classical methods that we ran.
+
+    The reported numbers are of long trainings of large networks. Under other settings than the paper's, and on data for
+    which it prints nothing, the claim stays open, unless a classical method is above CC.
+    """
     own, paper = acc(records, "cc"), printed("2", "acc").drop("CC")
-    others = pd.to_numeric(paper.get(DATASETS[records[0]["dataset"]].title, pd.Series(dtype=float))).dropna()
-    lows = {name: values for name in CLASSICAL if len(values := acc(records, name)) or others.empty}
-    found = _finding(combine([compare(own, low) for low in (*lows.values(), *others)]), {"cc": own, **lows})
-    rival = "four classical methods only" if others.empty else f"{others.idxmax()}, reported {others.max()}"
-    return found._replace(numbers=f"against {rival}: {found.numbers}")
+    lows = {name: values for name in CLASSICAL if len(values := acc(records, name))}
+    verdicts = [compare(own, low) for low in lows.values()]
+    if records[0]["preset"] == "paper":
+        others = pd.to_numeric(paper[DATASETS[records[0]["dataset"]].title]).dropna()
+        found = _finding(combine([*verdicts, *(compare(own, low) for low in others)]), {"cc": own, **lows})
+        return found._replace(numbers=f"against {others.idxmax()}, reported {others.max()}: {found.numbers}")
+    if not lows:
+        return None
+    small = _finding(combine(verdicts), {"cc": own, **lows})
+    numbers = f"above the classical methods run here: {small.verdict}, {small.numbers}; not comparable with the others"
+    return Finding(FAILS if small.verdict == FAILS else OPEN, numbers)
 
 
 def grows(by_epoch: Callable[[Record], dict[str, Sequence[float]]]) -> Test:
@@ -134,7 +144,7 @@ def streaming(records: list[Record]) -> Finding:
 
 ALL, ABLATED, LARGE = tuple(RECIPES["paper"]), ("cifar10", "imagenet10"), ("imagenet10",)
 CLAIMS = (
-    Claim("CC is above all 17 other methods", "Table 2", "main_results", above_reported, ALL, ("cc", *CLASSICAL)),
+    Claim("CC is above all 17 other methods", "Table 2", "main_results", above_reported, ALL, also=CLASSICAL),
     Claim("Two augmented views are above one, and one is above none", "Table 3", "augmentation",
           above(("cc", "views-one"), ("views-one", "views-none")), ABLATED, ("cc", "views-one", "views-none")),
     Claim("Both heads together are above each alone", "Table 4", "heads",
@@ -144,7 +154,7 @@ CLAIMS = (
     Claim("The entropy term is needed: without it assignments may collapse", "text, no table", "heads",
           above(("cc", "no-entropy")), ABLATED, ("cc", "no-entropy")),
     Claim("ResNet34 is above ResNet18", "Table 5", "backbones",
-          above(("cc", "resnet18")), ("cifar10",), ("cc", "resnet18"), "resnet34"),
+          above(("cc", "resnet18")), ("cifar10",), ("cc", "resnet18"), backbone="resnet34"),
     Claim("Positive pairs part from negative pairs in both spaces as training goes on", "Fig. 3", "evolution",
           grows(gaps), LARGE),
     Claim("The cluster assignment gets better over the epochs", "Fig. 4", "evolution",
@@ -154,12 +164,15 @@ CLAIMS = (
 
 
 def findings(claim: Claim, records: list[Record]) -> dict[tuple[str, str, str], Finding]:
-    """What the runs of each preset, data set and departure from the recipe say, wherever a needed run is there."""
+    """What the runs of each preset, data set and departure from the recipe say, where all that it needs was run."""
     groups: dict[tuple[str, str, str], list[Record]] = {}
     for r in records:
-        if r["variant"] in claim.needs and (r["variant"] != "cc" or claim.backbone in ("", r["config"]["backbone"])):
+        if r["variant"] in claim.needs + claim.also and (
+            r["variant"] != "cc" or claim.backbone in ("", r["config"]["backbone"])
+        ):
             groups.setdefault((r["preset"], r["dataset"], departs(r)), []).append(r)
-    return {key: claim.test(own) for key, own in groups.items()}
+    complete = {key: own for key, own in groups.items() if {r["variant"] for r in own} >= set(claim.needs)}
+    return {key: found for key, own in complete.items() if (found := claim.test(own))}
 
 
 def table(records: list[Record], about: str = "") -> pd.DataFrame:

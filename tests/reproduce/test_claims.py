@@ -57,7 +57,10 @@ def test_ablations_decide_their_claims_on_the_papers_data_only(claim, accs, verd
     digits, fast = records("digits", "demo", **accs), records("cifar10", "fast", **accs)
     for made, data in ((digits, "Digits (not of the paper)"), (fast, "CIFAR-10 (preset fast)")):
         assert line(made, claim).verdict == OPEN
-        assert line(made, claim, row=1)[["data", "verdict"]].tolist() == [data, verdict]
+        if len(accs) == len(BY_ID[claim].needs):
+            assert line(made, claim, row=1)[["data", "verdict"]].tolist() == [data, verdict]
+        else:
+            assert line(made, claim, row=1).claim  # nothing to say: the next claim follows
 
 
 def test_cc_must_beat_the_best_reported_method_and_the_baselines_we_ran():
@@ -68,10 +71,15 @@ def test_cc_must_beat_the_best_reported_method_and_the_baselines_we_ran():
     assert line(above, "best").verdict == OPEN  # five data sets are missing
     assert line(records("cifar10", "paper", cc=[0.69, 0.69]), "best").verdict == FAILS
     assert line(records("cifar10", "paper", cc=[0.7, 0.7], nmf_pixels=[0.8, 0.8]), "best").verdict == FAILS
-    classical = {name.replace("-", "_"): [0.5, 0.5] for name in claims.CLASSICAL}
-    assert line(records(cc=[0.9, 0.9], **classical), "best", row=1).verdict == HOLDS
-    del classical["nmf_pixels"]
-    assert line(records(cc=[0.9, 0.9], **classical), "best", row=1).verdict == OPEN
+
+
+def test_small_trainings_do_not_speak_to_reported_numbers_but_must_beat_classical_methods():
+    small = line(records("cifar10", "laptop", cc=[0.4, 0.4], kmeans_pixels=[0.2, 0.2]), "best", row=1)
+    assert small.verdict == OPEN
+    assert small.numbers.startswith("above the classical methods run here: holds, cc 0.400")
+    digits = records(cc=[0.9, 0.9], kmeans_pixels=[0.8, 0.8], nmf_pixels=[0.95, 0.95])
+    assert line(digits, "best", row=1).verdict == FAILS
+    assert not claims.findings(BY_ID["best"], records("cifar10", "laptop", cc=[0.4, 0.4]))
 
 
 def test_the_backbones_claim_asks_for_a_resnet34():
