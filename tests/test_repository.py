@@ -1,5 +1,6 @@
 """What is written down twice must agree: README and results, environment.yml and pyproject.toml, help and Makefile."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,7 +13,12 @@ import yaml
 from packaging.requirements import Requirement
 
 from ccrepro import errors
+from ccrepro.data import load
+from ccrepro.evaluate import evaluate
+from ccrepro.metrics import scores
 from ccrepro.reproduce import notebooks, readme, records, tables
+from ccrepro.runs import finished
+from ccrepro.runs.weights import load_model
 
 ROOT = Path(__file__).parents[1]
 STALE = "run `make publish`"
@@ -51,11 +57,24 @@ def test_demo_has_three_seeds_and_beats_kmeans():
 def test_results_hold_what_was_run_and_one_form_of_it():
     tracked = [Path(name) for name in tell("git", "ls-files", "results").splitlines() if (ROOT / name).exists()]
     assert tracked
-    assert {path.suffix for path in tracked} <= {".json", ".md", ".csv", ".png", ".ipynb"}
+    assert {path.suffix for path in tracked} <= {".json", ".md", ".csv", ".png", ".ipynb", ".safetensors"}
     of_presets = {path.parts[2] for path in tracked if path.parts[1] in ("tables", "figures", "notebooks")}
     assert of_presets - {"bench"} == set(records.by_preset())
     told = tell("git", "grep", "-c", "not run").splitlines()
     assert sum(int(line.rsplit(":")[-1]) for line in told) < 30, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", sorted((ROOT / "results/weights").rglob("*.safetensors")), ids=lambda path: path.stem)
+def test_published_weights_score_what_their_record_says(path):
+    if path.stem != "digits" and "CCREPRO_DATA" not in os.environ:
+        pytest.skip("needs the data set in $CCREPRO_DATA")
+    name = f"{path.parent.name}/{path.stem}/cc-seed0"
+    model, config, _ = load_model(path)
+    data = load(config.dataset)
+    found = scores(data.labels, evaluate(config, data, model).labels_pred)
+    record = finished.read(ROOT / f"results/runs/{name}.json", name)
+    assert found == pytest.approx(record["scores"], abs=0.002)  # half precision moves a few images
 
 
 def test_executed_copies_are_small_and_those_of_the_lesson_of_todays_notebook():
