@@ -121,6 +121,22 @@ def evolution(records: Sequence[Record]) -> Figure:
     return result
 
 
+@figure
+def teaser(records: Sequence[Record], dark: bool = False) -> Figure | None:
+    """Three of the first record's maps for the README: the untrained network, after a tenth of the epochs, the last.
+    None where there are fewer. dark: for a page with a dark ground."""
+    shown = [at for at in records[0]["evolution"] if "x" in at]
+    if len(shown) < 3:
+        return None
+    ground, ink = ("#0d1117", "#e6edf3") if dark else ("white", "#1f2328")
+    result, axes = plt.subplots(1, 3, figsize=(9, 3.2), facecolor=ground)
+    for axis, at in zip(axes, (shown[0], shown[len(shown) // 2], shown[-1]), strict=True):
+        axis.scatter(at["x"], at["y"], c=np.array(sns.color_palette("tab10"))[at["cluster"]], s=9, lw=0)
+        axis.set_title(f"epoch {at['epoch']}: ACC {at['scores']['acc']:.2f}", color=ink, fontsize=12)
+        axis.set_axis_off()
+    return result
+
+
 def _grid(title: str, n: int, columns: int, size: tuple[float, float]) -> tuple[Figure, Any]:
     """n axes, each of ``size`` (width, height, in inches), at most so many in a row."""
     columns = min(columns, n) or 1

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import pandas as pd
+
+from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError
-from ccrepro.recipes import PRESETS
-from ccrepro.reproduce import claims, notebooks, plan, pool, records, tables
-from ccrepro.reproduce.records import as_runs, provenance
+from ccrepro.recipes import PRESETS, RECIPES
+from ccrepro.reproduce import claims, figures, notebooks, plan, pool, records, tables
+from ccrepro.reproduce.records import Record, as_runs, provenance
 from ccrepro.reproduce.tables import TABLES, as_markdown
 from ccrepro.runs import finished
 from ccrepro.runs.weights import halve
@@ -13,6 +16,13 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import at_once
 
 LESSONS = ("01_method", "01_method.ko")
+FIGURES = ("cosine_distributions", "evolution")  # shown on the page of results
+NEAREST = {  # presets, the nearest to the paper's settings first
+    "paper": "the published settings",
+    "fast": "today's network and optimiser",
+    "laptop": "a small network, views of 20 pixels",
+    "demo": "ours; the paper has no digits",
+}
 MODEL_BYTES = 10_000_000  # of the largest model whose weights are published: Git keeps every version
 BEGIN, END = "<!-- results: made by `make publish`, do not edit -->", "<!-- end of results -->"
 
@@ -47,35 +57,63 @@ def publish(*, lessons: bool = False, jobs: int = 0, runs_dir: str = "", data_di
         here, there = storage.place("", "notebooks"), results / "notebooks/demo"
         lesson = [(here / f"{name}.ipynb", there / f"{name}.ipynb", {}) for name in LESSONS]
         pool.run_all(notebooks.run, lesson, at_once(jobs))
+    own = records.find_records(records.by_preset(results).get("demo", []), "cc")
+    for name, dark in (("teaser", False), ("teaser_dark", True)):
+        figures.save(figures.teaser(own, dark), name, "demo", results)
     readme = storage.place("", "README.md")
     storage.atomic_write(readme, with_results(readme.read_text(), results))
     storage.atomic_write(results / "README.md", index(results))
 
 
 def with_results(text: str, results_dir: str | Path = "") -> str:
-    """The README's text with a new results section: Table 2 in ACC, of the runs that follow the recipes."""
-    parts = []
-    for preset, every in records.by_preset(results_dir).items():
-        runs = as_runs([r for r in every if not records.departs(r)])
-        shown = tables.table("main_results", runs).drop(columns="difference")
-        parts += [tables.as_markdown(shown), f"Preset `{preset}`."] if len(shown) else []
+    """The README's text with a new results section, of `summary`."""
     before, rest = text.split(BEGIN)
-    return before + BEGIN + "\n" + "\n\n".join(parts) + "\n" + END + rest.split(END)[1]
+    shown = tables.as_markdown(summary(records.by_preset(results_dir)))
+    return f"{before}{BEGIN}\n{shown}\n{END}{rest.split(END)[1]}"
+
+
+def summary(of_preset: dict[str, list[Record]]) -> pd.DataFrame:
+    """One row for digits and for each data set of the paper: ACC that the paper prints and ours, of the full method by
+    the recipe nearest to the paper's that was run; its time, the median of the seeds; and what was run."""
+    paper, lines = records.printed("2", "acc").loc["CC"], []
+    for dataset in ("digits", *RECIPES["paper"]):
+        title, ours, time_, status = DATASETS[dataset].title, "–", "–", "not run yet: needs a GPU"
+        for preset in NEAREST:
+            own = [r for r in of_preset.get(preset, []) if (r["dataset"], r["variant"]) == (dataset, "cc")]
+            if own := [r for r in own if not records.departs(r)]:
+                runs, on = as_runs(own), own[0]["hardware"]["gpu"] or "1 core"
+                minutes = 60 * runs.hours.median()
+                ours, status = tables.counted(runs.acc), NEAREST[preset]
+                time_ = f"{minutes:.0f} min, {on}" if minutes < 90 else f"{minutes / 60:.0f} h, {on}"
+                break
+        lines.append((title, paper.get(title, "–"), ours, time_, status))
+    return pd.DataFrame(lines, columns=["data set", "ACC, paper", "ACC, ours (seeds)", "a run takes", "what was run"])
 
 
 def index(results_dir: str | Path = "") -> str:
-    """``results/README.md``: every claim with its verdict, every table with its rows that were run, their origin."""
-    of_preset = records.by_preset(results_dir)
+    """``results/README.md``: what was run, every claim with its verdict, every table and figure, links to the rest."""
+    of_preset, place = records.by_preset(results_dir), storage.place(results_dir, "results")
     every = [r for own in of_preset.values() for r in own]
-    parts = [f"# Results\n\nMade by `make publish`. [How to read this](../docs/results.md).\n\n## What holds\n\n"
-             f"{as_markdown(claims.table(every))}\n\n{claims.RULE}"]  # fmt: skip
-    for preset, own in of_preset.items():
-        runs = as_runs(own)
-        parts.append(f"## Preset `{preset}`\n\n{provenance(own)}")
-        for name in (n for n in TABLES if n == "main_results" or len(tables.table(n, runs)) > 1):
-            parts += [tables.formatted(name, runs), tables.missing(name, runs)]
-        compared = as_markdown(tables.heads_against_kmeans(own))
-        parts.append(f"**k-means on the features in place of the cluster head**\n\n{compared}")
-        links = [f"[`{kind}/{preset}`]({kind}/{preset})" for kind in ("tables", "figures", "notebooks")]
-        parts.append(f"NMI, ARI, figures: {', '.join(links)}.")
+    parts = ["# Results", "Made by `make publish`. [How to read this](../docs/results.md).", "## What was run"]
+    parts += [as_markdown(summary(of_preset)), *(f"`{name}`: {provenance(own)}" for name, own in of_preset.items())]
+    parts += ["## What holds", as_markdown(claims.overview(every)), claims.RULE]
+    for name, spec in TABLES.items():
+        parts.append(f"## Table {spec.number}")
+        for preset, own in of_preset.items():
+            runs, compared = as_runs(own), tables.heads_against_kmeans(own) if name == "main_results" else ()
+            if name == "main_results" or len(tables.table(name, runs)) > 1:
+                parts += [f"Preset `{preset}`. {_links(place, preset, name)}", tables.formatted(name, runs)]
+                parts += [tables.missing(name, runs), as_markdown(compared) if len(compared) else ""]
+    parts.append("## Figures 3 and 4")
+    for preset in of_preset:
+        drawn = {f"figures/{preset}/{name}.png": f"{name}, preset {preset}" for name in FIGURES}
+        parts += [f"![{about}]({path})" for path, about in drawn.items() if (place / path).exists()]
     return "\n\n".join(filter(None, [*parts, tables.RULE])) + "\n"
+
+
+def _links(place: Path, preset: str, name: str) -> str:
+    """Where the other metrics, the figure and the executed notebook of a table lie, if they do."""
+    paths = {"NMI and ARI": f"tables/{preset}/{name}.md", "figure": f"figures/{preset}/{name}.png"}
+    notebook = next((place / "notebooks" / preset).glob(f"*{name}.ipynb"), None)
+    paths |= {"notebook": f"notebooks/{preset}/{notebook.name}"} if notebook else {}
+    return " · ".join(f"[{what}]({path})" for what, path in paths.items() if (place / path).exists())

@@ -41,14 +41,14 @@ def test_what_is_published_follows_from_finished_runs(finished):
     results = finished / "results"
     names = {"kmeans-pixels-seed0", "kmeans-pixels-seed1", "kmeans-pixels-sample=500-seed1"}
     assert {path.stem for path in results.rglob("runs/**/*.json")} == names
-    for path in (finished / "README.md", results / "README.md", results / "tables/demo/main_results.md"):
+    for path in (results / "README.md", results / "tables/demo/main_results.md"):
         assert "0.222 ± 0.140 (2)" in path.read_text()
     assert (results / "figures/demo/main_results.png").exists()
     assert {path.stem for path in results.glob("notebooks/demo/*")} == {"00_datasets", "03_main_results"}
     table = (results / "tables/demo/main_results.md").read_text()
     assert "| k-means on pixels (sample=500) |" in table  # a row of its own, in no mean of the recipe's
     text = (finished / "README.md").read_text()
-    assert "sample=500" not in text
+    assert "| Digits        | –            | –  " in text  # no run of the full method
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
     assert readme.with_results(text) == text
@@ -81,11 +81,22 @@ def test_what_no_committed_code_has_made_is_not_published(finished, capsys, comm
 def test_index_has_every_claim_once_and_only_rows_that_were_run(root):
     write(root / "results", records(cc=[0.9, 0.8], views_one=[0.5]))
     write(root / "results", records("cifar10", "paper", kmeans_pixels=[0.2, 0.2]))
-    holds, demo, paper = (part for part in readme.index().split("\n## ")[1:])
+    run, holds, table, views, _, _, _ = readme.index().split("\n## ")[1:]
+    assert "| Digits        | –            | 0.850 ± 0.071 (2) " in run
     assert all(holds.count(claim.sentence) == 1 for claim in claims.CLAIMS)
-    assert "| 0.850 ± 0.071 (2) " in demo
-    assert tables.TABLES["augmentation"].caption in demo
-    assert tables.TABLES["heads"].caption not in demo
-    assert "| 0.200 ± 0.000 (2) | −0.029       | below" in paper
-    assert "| STL-10 " not in paper
+    assert "| 0.850 ± 0.071 (2) " in table
+    assert "| T(x) and x    | –          | 0.500 (1) " in views
+    assert tables.TABLES["heads"].caption not in readme.index()
+    assert "| 0.200 ± 0.000 (2) | −0.029       | below" in table
+    assert "| STL-10 " not in table
+
+
+def test_the_readme_shows_the_run_nearest_to_the_papers_settings():
+    of_preset = {p: records("cifar10", p, cc=accs) for p, accs in {"laptop": [0.5, 0.5], "fast": [0.7]}.items()}
+    of_preset["fast"][0] |= {"hardware": {"gpu": "H200", "threads": 1}, "seconds": 36_000.0}
+    of_preset["demo"] = [r | {"overrides": {"epochs": 1}} for r in records(cc=[0.9])]
+    shown = readme.summary(of_preset).set_index("data set")
+    assert shown.loc["CIFAR-10"].tolist() == ["0.790", "0.700 (1)", "10 h, H200", readme.NEAREST["fast"]]
+    assert shown.loc["Digits"].tolist() == ["–", "–", "–", "not run yet: needs a GPU"]  # a departure from the recipe
+    assert len(shown) == 7
     assert (readme.index() + TEXT).count(tables.RULE) == 1
