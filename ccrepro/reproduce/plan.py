@@ -25,7 +25,7 @@ from ccrepro.recipes import PRESETS, RECIPES, departures, recipe, run_name
 from ccrepro.reproduce import notebooks, pool, records, streams, tables
 from ccrepro.runs import finished
 from ccrepro.runs.finished import run_folder
-from ccrepro.runs.record import Run, as_text, complete
+from ccrepro.runs.record import Run
 from ccrepro.runs.resume import fit
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import at_once, visible_gpus
@@ -125,7 +125,7 @@ def reproduce(planned: list[Planned], jobs: int, runs_dir: str, data_dir: str) -
         storage.sweep(local)
         pool.run_all(train, missing, processes, visible_gpus(), done)
         for p in planned:
-            gather(run_folder(p.config, runs_dir), run_name(p.config), local, data_dir)
+            gather(run_folder(p.config, runs_dir), run_name(p.config), local)
         render(preset, processes, LOCAL, data_dir)
         yours, published = (records.by_preset(place).get(preset, []) for place in (local, local.parent))
     print(f"\nACC, mean ± standard deviation (number of seeds):\n{tables.comparison(yours, published)}\n")
@@ -148,14 +148,10 @@ def _streamed(config: Config, runs_dir: str) -> bool:
     return config.variant != "cc" or (run_folder(config, runs_dir) / "streaming.json").exists()
 
 
-def gather(folder: Path, name: str, results: Path, data_dir: str) -> None:
-    """Copy a finished run's record into a folder of results, under its name. A record without a t-SNE map, from a
-    machine that could not make one, is completed first. Raises `DataError` for the record of another run."""
-    record = finished.read(folder / "run.json", name)
-    if "tsne" not in record and (folder / "clustering.npz").exists():
-        config = Config.stored(record["config"])
-        data = sample(load(config.dataset, data_dir), config.sample, config.seed)
-        storage.atomic_write(folder / "run.json", as_text(complete(record, folder, data)))
+def gather(folder: Path, name: str, results: Path) -> None:
+    """Copy a finished run's record into a folder of results, under its name. Raises `DataError` for the record of
+    another run."""
+    finished.read(folder / "run.json", name)
     for kind, source in (("runs", folder / "run.json"), ("streaming", folder / "streaming.json")):
         target = results / kind / f"{name}.json"
         if source.exists() and not (target.exists() and target.read_bytes() == source.read_bytes()):

@@ -47,7 +47,7 @@ def publish(*, lessons: bool = False, jobs: int = 0, runs_dir: str = "", data_di
         if len(finished.read(runs / name / "run.json", name)["commit"]) != 40:
             raise ConfigError(f"{runs / name} was made by code that is not committed. Commit it, and run it again.")
     for name in names:
-        plan.gather(runs / name, name, results, data_dir)
+        plan.gather(runs / name, name, results)
         kind, model = name.removesuffix("/cc-seed0"), runs / name / "model.safetensors"
         if kind != name and model.exists() and model.stat().st_size <= MODEL_BYTES:
             halve(model, results / "weights" / f"{kind}.safetensors")

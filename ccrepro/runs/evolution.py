@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from sklearn.manifold import TSNE
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,7 +19,6 @@ from ccrepro.data import ImageSet, as_tensor
 from ccrepro.evaluate import Clustering
 from ccrepro.metrics import matched_classes, scores
 from ccrepro.model import ContrastiveClusteringModel
-from ccrepro.recipes import run_name
 from ccrepro.runtime import storage
 
 # When the feature space is pictured, as shares of all epochs: Fig. 4 shows epochs 0, 20, 50 and 100 of 1,000.
@@ -51,26 +51,20 @@ def collect(folder: Path, config: Config, labels: np.ndarray) -> dict[str, Any]:
 
     ``evolution`` lists scores, clusters used and histograms of cosines at some epochs. At some of these it also has
     ``x``, ``y`` and ``cluster`` of the pictured images, in a t-SNE map of that epoch (Fig. 4). ``tsne`` is the last of
-    these maps, with ``label``. Without openTSNE there are none; `ccrepro.runs.record.complete` adds them elsewhere.
+    these maps, with ``label``.
     """
     files = {epoch: folder / f"epochs/{epoch:05d}.npz" for epoch in sorted(scored(config) | {config.epochs})}
     kept = {epoch: storage.load_arrays(file) for epoch, file in files.items() if file.exists()}
     rows = fixed_rows(len(labels), POINTS)
     shown = np.isin(fixed_rows(len(labels), FEATURES), rows)
-    maps, found = {}, []
-    try:
-        maps = {epoch: tsne(kept[epoch]["features"][shown]) for epoch in kept.keys() & _pictured(config)}
-    except ImportError:
-        print(f"{run_name(config)}  openTSNE is not installed: no maps of the feature space for now", flush=True)
+    found = []
     for epoch, arrays in kept.items():
-        clusters, _ = arrays.pop("labels_pred"), arrays.pop("features")
+        clusters, features = arrays.pop("labels_pred"), arrays.pop("features")
         found.append({"epoch": epoch, "scores": scores(labels, clusters), "n_clusters_used": len(np.unique(clusters))})
         if arrays:
             found[-1]["cosines"] = {name: counts.tolist() for name, counts in arrays.items()}
-        if epoch in maps:
-            found[-1] |= {**maps[epoch], "cluster": clusters[rows].tolist()}
-    if not maps:
-        return {"evolution": found}
+        if epoch in _pictured(config):
+            found[-1] |= {**tsne(features[shown]), "cluster": clusters[rows].tolist()}
     last = {name: found[-1][name] for name in ("x", "y", "cluster")}
     return {"evolution": found, "tsne": {**last, "label": labels[rows].tolist()}}
 
@@ -104,9 +98,9 @@ def fixed_rows(n_images: int, n: int) -> np.ndarray:
 
 def tsne(features: np.ndarray, seed: int = 0) -> dict[str, list[float]]:
     """``x`` and ``y`` of a t-SNE map of (N, D) features. Maps of several epochs have no axes in common."""
-    from openTSNE import TSNE  # late: takes two seconds, and only a finished run needs it
-
-    points = np.asarray(TSNE(random_state=seed, n_jobs=1).fit(features)).round(2)
+    begin = "pca" if np.ptp(features, axis=0).any() else "random"  # equal features have no principal components
+    how = {"perplexity": min(30, (len(features) - 1) / 3), "init": begin, "random_state": seed, "n_jobs": 1}
+    points = TSNE(**how).fit_transform(features).astype(float).round(2)
     return {"x": points[:, 0].tolist(), "y": points[:, 1].tolist()}
 
 

@@ -21,9 +21,8 @@ import torch
 
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
-from ccrepro.errors import DataError
 from ccrepro.evaluate import Clustering, evaluate, score
-from ccrepro.metrics import contingency, scores
+from ccrepro.metrics import contingency
 from ccrepro.model import ContrastiveClusteringModel
 from ccrepro.recipes import overrides, run_name
 from ccrepro.runs import evolution
@@ -34,7 +33,7 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import cpu_name, threads
 from ccrepro.train import Epoch
 
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "openTSNE")
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 EVERY = 10  # seconds between two lines on the terminal
 
 
@@ -156,18 +155,6 @@ class Run:
             "history": {name: [float(f"{e[name]:.6g}") for e in history] for name in (history or [{}])[0]},
             **evolution.collect(self.folder, config, data.labels),
         }
-
-
-def complete(record: Record, folder: Path, data: ImageSet) -> Record:
-    """The record of a run from a machine without openTSNE, with the maps of the feature space added. Raises `DataError`
-    unless the images are those of the run and its assignments give the scores it states."""
-    if record["data_sha256"] != data.sha256:
-        raise DataError(f"{data.name} is not what {folder} was run on: their SHA-256 differ. Fetch the data set anew.")
-    again = scores(data.labels, storage.load_arrays(folder / "clustering.npz")["labels_pred"])
-    if any(abs(again[name] - value) > 1e-9 for name, value in record["scores"].items()):
-        what = f"The assignments in {folder} score {again}, its record says {record['scores']}"
-        raise DataError(f"{what}. Copy the run's folder again.")
-    return {**record, **evolution.collect(folder, Config.stored(record["config"]), data.labels)}
 
 
 def as_text(record: Record) -> str:

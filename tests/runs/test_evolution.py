@@ -18,6 +18,8 @@ def test_a_map_keeps_neighbours_at_any_scale_of_the_features(generator):
     assert (labels[apart.argmin(1)] == labels).mean() > 0.95
     small = tsne(1e-3 * features)  # an untrained network's features lie close together
     assert np.ptp(small["x"]) > 0.5 * np.ptp(found["x"])
+    collapsed = tsne(np.ones((9, 3), np.float32))
+    assert np.isfinite(collapsed["x"] + collapsed["y"]).all()
 
 
 def test_images_of_a_map_are_drawn_once_and_for_all():

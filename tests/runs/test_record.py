@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import os
 import shutil
@@ -12,7 +11,6 @@ from ccrepro.evaluate import evaluate
 from ccrepro.metrics import accuracy, scores
 from ccrepro.model import build
 from ccrepro.recipes import recipe
-from ccrepro.runs import evolution, record
 from ccrepro.runs.record import Run
 from ccrepro.runs.resume import fit
 from ccrepro.runs.weights import load_model
@@ -73,29 +71,6 @@ def test_a_baseline_has_a_record_and_no_model(root, digits):
     assert (made["epochs"], made["commit"], made["hardware"]["gpu"]) == (0, "abc", None)
     assert json.loads((this.folder / "run.json").read_text()) == json.loads(json.dumps(made))
     assert not (this.folder / "model.safetensors").exists()
-
-
-def test_maps_are_added_elsewhere_to_the_record_of_the_same_run_alone(done, patterns):
-    this, made = done
-    bare = {name: value for name, value in made.items() if name not in ("evolution", "tsne")}
-    assert record.complete(bare, this.folder, patterns) == made
-    with pytest.raises(DataError, match="their SHA-256 differ"):
-        record.complete(bare, this.folder, dataclasses.replace(patterns, sha256="other"))
-    np.savez(this.folder / "clustering.npz", labels_pred=patterns.labels)
-    with pytest.raises(DataError, match=r"score .*, its record says"):
-        record.complete(bare, this.folder, patterns)
-
-
-def test_without_opentsne_a_run_has_a_record_without_maps(root, patterns, tiny, monkeypatch, capsys):
-    def absent(features):
-        raise ImportError
-
-    monkeypatch.setattr(evolution, "tsne", absent)
-    with Run(tiny, patterns) as this:
-        made = this.finish(*fit(tiny, patterns, this.report))
-    assert [set(e) for e in made["evolution"]] == [{"epoch", "scores", "n_clusters_used", "cosines"}] * 3
-    assert "tsne" not in made
-    assert "openTSNE is not installed" in capsys.readouterr().out
 
 
 def test_a_run_logs_every_epoch_and_prints_now_and_then(root, patterns, tiny, capsys):
