@@ -111,10 +111,15 @@ def channel_statistics(images: np.ndarray | Ragged, at_once: int = 2**20) -> tup
 def at_hand(records: list[dict[str, Any]], root: str | Path | None = None) -> np.ndarray | Ragged | None:
     """The images of the first record's run, as in `ImageSet`; None without it, or if they are not here."""
     for record in records[:1]:
-        name, root = record["dataset"], data_root(root)
-        if name == "digits" or (root / "packed" / name).exists() or _source(name, root):
-            return sample(load(name, root), record["config"].get("sample", 0), record["seed"]).images
+        if here(record["dataset"], root):
+            return sample(load(record["dataset"], root), record["config"].get("sample", 0), record["seed"]).images
     return None
+
+
+def here(name: str, root: str | Path | None = None) -> bool:
+    """Whether a data set can be loaded without fetching it."""
+    root = data_root(root)
+    return name == "digits" or (root / "packed" / name).exists() or _source(name, root) is not None
 
 
 def _source(name: str, root: Path) -> str | None:

@@ -196,6 +196,18 @@ def table(records: list[Record], about: str = "") -> pd.DataFrame:
     return pd.DataFrame(lines, columns=["claim", "where", "data", "verdict", "numbers"])
 
 
+def told(records: list[Record], about: str) -> str:
+    """What the runs say of the claims of one table or figure, as a list in Markdown."""
+    lines = []
+    for claim in (claim for claim in CLAIMS if claim.table == about):
+        verdict, own, others = _judged(claim, records)
+        lines.append(f"**{claim.sentence}** ({claim.where})\n")
+        lines += [f"- {kind}: **{at.verdict}**. {at.numbers}." for kind, at in others.items()]
+        numbers = "; ".join(f"{title}: {at.numbers}" for title, at in own.items() if at)
+        lines.append(f"- Under the paper's own settings: **{verdict}**. {numbers}\n")
+    return "\n".join([*lines, "`docs/results.md` has the rule, which was fixed before any run."])
+
+
 def overview(records: list[Record]) -> pd.DataFrame:
     """One row for each claim: the verdict under the paper's settings, and those of the other kinds of run."""
     lines = []

@@ -80,6 +80,43 @@ def _by_epoch(records: Sequence[Record], frames: Iterable[pd.DataFrame]) -> tupl
 
 
 @figure
+def heads() -> Figure:
+    """A drawing: a batch of two views, the backbone, and what each head contrasts: rows or columns."""
+    result, axis = plt.subplots(figsize=(9, 3))
+    axis.set(xlim=(0, 18), ylim=(0, 6), aspect="equal")
+    axis.set_axis_off()
+    box = {"boxstyle": "round,pad=0.5", "fc": "0.93", "ec": "0.4"}
+    texts = {
+        (1.5, 3): "N images,\ntwo views each",
+        (5.3, 3): "backbone",
+        (8.6, 4.6): "instance\nhead",
+        (8.6, 1.4): "cluster\nhead",
+    }
+    for (x, y), text in texts.items():
+        axis.text(x, y, text, ha="center", va="center", bbox=box, fontsize=9)
+    for begin, end in (
+        ((2.9, 3), (4.3, 3)),
+        ((6.3, 3), (7.7, 4.4)),
+        ((6.3, 3), (7.7, 1.6)),
+        ((9.5, 4.6), (10.6, 4.6)),
+        ((9.5, 1.4), (10.6, 1.4)),
+    ):
+        axis.annotate("", end, begin, arrowprops={"arrowstyle": "->", "color": "0.3"})
+    for (left, low, columns, by_row), text in (
+        ((11, 3.4, 6, True), "z: a row is an image.\nIts other view attracts it,\nall other rows repel."),
+        ((11, 0.2, 3, False), "p: a column is a cluster.\nIts other view attracts it,\nall other columns repel."),
+    ):
+        for row in range(4):
+            for column in range(columns):
+                color = COLORS[(row if by_row else column)]
+                axis.add_patch(
+                    plt.Rectangle((left + 0.6 * column, low + 0.6 * row), 0.55, 0.55, fc=color, alpha=0.35, ec=color)
+                )
+        axis.text(15, low + 1.2, text, va="center", fontsize=9)
+    return result
+
+
+@figure
 def confusion(records: Sequence[Record]) -> Figure:
     """Number of images by class and matched cluster, for the first record."""
     record = records[0]

@@ -18,7 +18,7 @@ from tqdm.std import tqdm
 
 from ccrepro import recipes
 from ccrepro.config import Config
-from ccrepro.data import load, sample, unseen
+from ccrepro.data import here, load, sample, unseen
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError, unknown
 from ccrepro.recipes import PRESETS, RECIPES, departures, recipe, run_name
@@ -34,12 +34,12 @@ LOCAL = "results/local"
 
 # Each report notebook needs a run of one of these variants, if any is named; "streaming": a run measured on a stream.
 REPORTS: dict[str, tuple[str, ...]] = {
-    "00_datasets": (),
-    "03_main_results": ("cc", "kmeans-pixels", "nmf-pixels", "spectral-pixels", "agglomerative-pixels"),
-    "04_augmentation": ("views-one", "views-none"),
-    "05_heads": ("instance-only", "cluster-only", "shared-head", "no-entropy"),
-    "06_backbones": ("fast-m", "resnet18", "resnet50"),
-    "07_evolution": ("cc",),
+    "00_table1_datasets": (),
+    "03_table2_main_results": ("cc", "kmeans-pixels", "nmf-pixels", "spectral-pixels", "agglomerative-pixels"),
+    "04_table3_augmentation": ("views-one", "views-none"),
+    "05_table4_heads": ("instance-only", "cluster-only", "shared-head", "no-entropy"),
+    "06_table5_backbones": ("fast-m", "resnet18", "resnet50"),
+    "07_figures_training": ("cc",),
     "08_examples": ("cc",),
     "09_streaming": ("streaming",),
 }
@@ -165,15 +165,15 @@ def render(preset: str, processes: int, results_dir: str, data_dir: str = "", an
     made = records.load_records(preset, root)
     run = {r["variant"] for r in made} | {"streaming" for r in made if "streaming" in r}
     newest = max(p.stat().st_mtime for kind in ("runs", "streaming") for p in (root / kind / preset).rglob("*.json"))
+    given = {"preset": preset, "results_dir": results_dir, "out_dir": results_dir, "data_dir": data_dir}
+    given["names"] = [name for name in dict.fromkeys(r["dataset"] for r in made) if here(name, data_dir)]
     jobs = []
     for name, needs in REPORTS.items():
         path, output = notebooks_dir / f"{name}.ipynb", root / "notebooks" / preset / f"{name}.ipynb"
         stale = anew or not output.exists() or output.stat().st_mtime < max(newest, path.stat().st_mtime)
         if stale and (not needs or run & set(needs)):
-            parameters = {"preset": preset, "out_dir": results_dir}
-            parameters |= {"results_dir": results_dir} if name != "00_datasets" else {}
-            parameters |= {"data_dir": data_dir} if name in ("00_datasets", "08_examples") else {}
-            jobs.append((path, output, parameters))
+            known = path.read_text()
+            jobs.append((path, output, {name: value for name, value in given.items() if f"{name} = " in known}))
     if jobs:
         print(f"{len(jobs)} notebooks make tables and figures", flush=True)
         pool.run_all(notebooks.run, jobs, processes)

@@ -106,7 +106,11 @@ def test_reproduce_end_to_end(tmp_path):
     assert "2 runs: 0 done, 2 to run" in printed
     assert "2 of 2 runs" in printed
     local = tmp_path / "results/local"
-    for name in ("tables/demo/main_results.md", "figures/demo/main_results.png", "notebooks/demo/00_datasets.ipynb"):
+    for name in (
+        "tables/demo/main_results.md",
+        "figures/demo/main_results.png",
+        "notebooks/demo/00_table1_datasets.ipynb",
+    ):
         assert (local / name).exists()
     for name in ("kmeans-pixels-seed0", "untrained-seed0"):
         kept, run = local / f"runs/demo/digits/{name}.json", tmp_path / f"runs/demo/digits/{name}/run.json"

@@ -44,7 +44,7 @@ def test_what_is_published_follows_from_finished_runs(finished):
     for path in (results / "README.md", results / "tables/demo/main_results.md"):
         assert "0.222 ± 0.140 (2)" in path.read_text()
     assert (results / "figures/demo/main_results.png").exists()
-    assert {path.stem for path in results.glob("notebooks/demo/*")} == {"00_datasets", "03_main_results"}
+    assert {path.stem for path in results.glob("notebooks/demo/*")} == {"00_table1_datasets", "03_table2_main_results"}
     table = (results / "tables/demo/main_results.md").read_text()
     assert "| k-means on pixels (sample=500) |" in table  # a row of its own, in no mean of the recipe's
     text = (finished / "README.md").read_text()
