@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.drawing import COLORS, NEGATIVE, POSITIVE, draw_image, figure, image_rows, panels, small_png
@@ -330,6 +331,10 @@ def streaming(records: Sequence[Record]) -> Figure:
             axes[1].plot(curve["images"], curve["nmi"], "o-", color=curve_color, ms=4)
     axes[0].set(xlabel="images that arrive at once", ylabel="milliseconds until all have a cluster (median)")
     axes[0].set(title="assignment", xscale="log", yscale="log")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_minor_formatter("")
+    for axis in (axes[0].xaxis, axes[0].yaxis):
+        axis.set_major_formatter("{x:g}")
     axes[0].legend(fontsize=8)
     axes[1].set(xlabel="images that have come", ylabel="NMI of the stream's images")
     axes[1].set(title="training on the stream", ylim=(0, 1))
