@@ -116,6 +116,19 @@ def test_streaming_needs_every_assignment_equal():
     assert not claims.findings(BY_ID["streaming"], records(cc=[0.9, 0.9]))
 
 
+def test_claims_are_told_in_words_and_in_one_line_each():
+    accs = {"cc": [0.9, 0.9], "shared_head": [0.8, 0.8], "no_entropy": [0.95, 0.95]}
+    made = records("cifar10", "laptop", **accs) + records(**accs)
+    text = claims.told(made, "heads")
+    assert text.count("Under the paper's own settings: **not enough runs**") == 3
+    assert "- CIFAR-10 (laptop): **holds**. cc 0.900 ± 0.000 (2), shared-head 0.800 ± 0.000 (2)." in text
+    frame = claims.overview(made).set_index("claim")
+    assert len(frame) == len(claims.CLAIMS)
+    decoupled, entropy = (frame[frame.index.str.startswith(BY_ID[name].sentence)] for name in ("decoupled", "entropy"))
+    assert decoupled["other runs"].tolist() == ["**holds**: CIFAR-10 (laptop), Digits (demo)"]
+    assert entropy["other runs"].tolist() == ["**fails**: CIFAR-10 (laptop), Digits (demo)"]
+
+
 def test_every_claim_stands_without_any_run():
     frame = claims.table([])
     assert frame[["verdict", "numbers"]].to_numpy().tolist() == [[OPEN, "–"]] * len(claims.CLAIMS)

@@ -67,6 +67,16 @@ def test_maps_draw_every_point(trained):
     assert len(axes[1].collections[0].get_offsets()) == 4
 
 
+def test_the_teaser_has_three_maps_and_a_dark_form(trained):
+    assert figures.teaser(trained) is None  # two maps
+    trained[0]["evolution"][1] |= {"x": [0.0], "y": [5.0], "cluster": [2]}
+    for dark, ground in ((False, 1.0), (True, 13 / 255)):
+        drawn = figures.teaser(trained, dark)
+        assert [axis.get_title() for axis in drawn.axes] == [f"epoch {e}: ACC 0.50" for e in (0, 1, 3)]
+        assert drawn.axes[1].collections[0].get_offsets().tolist() == [[0, 5]]
+        assert drawn.get_facecolor()[0] == pytest.approx(ground)
+
+
 def test_curves_have_a_line_per_seed_beside_the_papers(trained):
     losses = figures.losses(trained).axes
     assert [len(a.lines) for a in losses] == [2, 2, 2, 3]
