@@ -101,7 +101,7 @@ def index(results_dir: str | Path = "") -> str:
         parts.append(f"## Table {spec.number}")
         for preset, own in of_preset.items():
             runs, compared = as_runs(own), tables.heads_against_kmeans(own) if name == "main_results" else ()
-            if name == "main_results" or len(tables.table(name, runs)) > 1:
+            if len(tables.cells(name, runs)):
                 parts += [f"Preset `{preset}`. {_links(place, preset, name)}", tables.formatted(name, runs)]
                 parts += [tables.missing(name, runs), as_markdown(compared) if len(compared) else ""]
     parts.append("## Figures 3 and 4")

@@ -1,5 +1,6 @@
 """The paper's tables: the reported numbers, ours, the difference, and a verdict by a rule fixed beforehand."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,14 +80,21 @@ KIND = ["dataset", "departs", "variant"]  # what runs have in common that differ
 
 def cells(name: str, runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
     """The runs that a table shows, with the ``label`` of their row, which names departures from the recipe, and the
-    number that the paper has there (``printed``, "" for none). The paper's data sets come last."""
+    number that the paper has there (``printed``, "" for none). The paper's data sets come last.
+
+    In Table 2 a method has the runs by its recipe, and others only where there are none. The ablations show kinds of
+    runs in which something was ablated, and so leave out full trainings of other lengths.
+    """
     paper, parts = printed(TABLES[name].number, metric), [runs[:0].assign(label="", printed="")]
     for dataset in sorted(DATASETS, key=lambda dataset: DATASETS[dataset].title in paper):
-        numbers = paper.get(DATASETS[dataset].title, {})
-        for departs, group in runs[runs.dataset == dataset].groupby("departs"):
+        numbers, own = paper.get(DATASETS[dataset].title, {}), runs[runs.dataset == dataset]
+        by_recipe = set(own.variant[own.departs == ""])
+        for departs, group in own.groupby("departs"):
+            ablated = set(group.variant) & {row.variant for row in TABLES[name].rows} - {"cc"}
             for row in TABLES[name].rows:
-                label, number = _named(row.label, departs), numbers.get(row.printed, "")
-                parts.append(_of_row(row, group).assign(label=label, printed=number))
+                if ablated if name != "main_results" else not departs or row.variant not in by_recipe:
+                    label, number = _named(row.label, departs), numbers.get(row.printed, "")
+                    parts.append(_of_row(row, group).assign(label=label, printed=number))
     return pd.concat([part for part in parts if len(part)] or parts)
 
 
@@ -162,10 +170,14 @@ def overview(runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
 
 
 def heads_against_kmeans(records: list[Record]) -> pd.DataFrame:
-    """ACC of the cluster head beside k-means on the instance head's output of the same network: mean ± sd (n)."""
+    """ACC of the cluster head beside k-means on the instance head's output of the same network: mean ± sd (n). Runs
+    that depart from the recipe are shown where none follows it."""
     runs, lines = as_runs(records), []
     networks = {"cc": "trained", "untrained": "untrained"}
+    by_recipe = set(map(tuple, runs[runs.departs == ""][["dataset", "variant"]].to_numpy()))
     for (dataset, departs, variant), part in runs[runs.variant.isin(networks)].groupby(KIND):
+        if departs and (dataset, variant) in by_recipe:
+            continue
         accs = (counted(part[column], _sampled(part)) for column in ("acc", "kmeans_acc"))
         lines.append((DATASETS[dataset].title, _named(networks[variant], departs), *accs))
     return pd.DataFrame(lines, columns=["data set", "network", "ACC, cluster head", "ACC, k-means on features"])
@@ -245,9 +257,12 @@ def as_markdown(frame: pd.DataFrame) -> str:
 
 def comparison(yours: list[Record], published: list[Record]) -> str:
     """Your ACC beside the published one and the paper's, one line per data set and variant, as text."""
-    runs, lines = as_runs(yours), []
-    shown = pd.concat([cells(name, runs) for name in reversed(TABLES)])
-    paper = dict(zip(zip(shown.dataset, shown.variant, strict=True), shown.printed, strict=True))
+    runs, lines, paper = as_runs(yours), [], {}
+    for spec in reversed(TABLES.values()):
+        numbers = printed(spec.number, "acc")
+        for row, (dataset, facts) in itertools.product(spec.rows, DATASETS.items()):
+            if number := numbers.get(facts.title, {}).get(row.printed):
+                paper[dataset, row.variant] = number
     own, others = (frame.groupby(KIND, sort=False).acc.agg(counted) for frame in (runs, as_runs(published)))
     for (dataset, departs, variant), acc in own.items():
         name, number = _named(variant, departs), paper.get((dataset, variant)) or "–"

@@ -127,15 +127,15 @@ def test_cost_is_hours_of_a_core_against_acc_beside_the_papers():
 
 
 def test_ablation_has_a_dot_per_seed_a_bar_per_mean_and_a_diamond_for_the_paper():
-    made = records(cc=[0.9, 0.8, 0.7], views_one=[0.5]) + records("cifar10", cc=[0.7, 0.8, 0.9])
+    made = records(cc=[0.9, 0.8, 0.7], views_one=[0.5]) + records("cifar10", cc=[0.7, 0.8, 0.9], views_none=[0.1])
     drawn = figures.ablation("augmentation", as_runs(made))
     digits, cifar10 = drawn.axes
     assert [line.get_xdata().tolist() for line in digits.lines] == [[0.9, 0.8, 0.7, 0.5]]
     assert list(digits.lines[0].get_ydata(orig=False)) == [0, 0, 0, 1]
-    assert [bar.get_width() for bar in (*digits.patches, *cifar10.patches)] == pytest.approx([0.8, 0.5, 0.8])
-    assert cifar10.lines[1].get_xdata().tolist() == [0.79]
+    assert [bar.get_width() for bar in (*digits.patches, *cifar10.patches)] == pytest.approx([0.8, 0.5, 0.8, 0.1])
+    assert cifar10.lines[1].get_xdata().tolist() == [0.79, 0.169]
     assert len(drawn.legends[0].texts) == 2
-    (legend,) = figures.ablation("augmentation", as_runs(made[:3])).legends
+    (legend,) = figures.ablation("augmentation", as_runs(made[:4])).legends
     assert len(legend.texts) == 1  # nothing is reported for digits
 
 
