@@ -16,7 +16,15 @@ from ccrepro.runtime import storage
 from ccrepro.runtime.device import at_once
 
 LESSONS = ("01_method", "01_method.ko")
-FIGURES = ("cosine_distributions", "evolution")  # shown on the page of results
+FIGURES = {  # shown on the page of results, of the preset nearest to the paper's that has them
+    "cosine_distributions": "Figure 3: cosines of positive and negative pairs.",
+    "evolution": "Figure 4: the feature space by epoch, coloured by cluster.",
+    "confusion": "Classes and clusters.",
+    "examples_right": "The image that the network is surest of, for each class.",
+    "examples_wrong": "Images that it is sure of, and wrong.",
+    "cost": "What an hour of training buys.",
+    "streaming": "A stream: the time to an assignment, and training on chunks that come once.",
+}
 NEAREST = {  # presets, the nearest to the paper's settings first
     "paper": "the published settings",
     "fast": "today's network and optimiser",
@@ -104,10 +112,10 @@ def index(results_dir: str | Path = "") -> str:
             if len(tables.cells(name, runs)):
                 parts += [f"Preset `{preset}`. {_links(place, preset, name)}", tables.formatted(name, runs)]
                 parts += [tables.missing(name, runs), as_markdown(compared) if len(compared) else ""]
-    parts.append("## Figures 3 and 4")
-    for preset in of_preset:
-        drawn = {f"figures/{preset}/{name}.png": f"{name}, preset {preset}" for name in FIGURES}
-        parts += [f"![{about}]({path})" for path, about in drawn.items() if (place / path).exists()]
+    parts.append("## Figures")
+    for name, caption in FIGURES.items():
+        drawn = (f"figures/{preset}/{name}.png" for preset in NEAREST)
+        parts += [f"{caption}\n\n![{name}]({path})" for path in drawn if (place / path).exists()][:1]
     return "\n\n".join(filter(None, [*parts, tables.RULE])) + "\n"
 
 
