@@ -28,7 +28,7 @@ def _views(images: Tensor, config: Config, n: int) -> np.ndarray:
 
 
 @figure
-def augmentation(title: str, image: Tensor, config: Config, n: int = 8) -> Figure:
+def augmentation(title: str, image: Tensor, config: Config, n: int = 6) -> Figure:
     """One image uint8 (1, C, H, W) and n draws of each augmentation alone, then of all together, in rows."""
     rows = [("image x", augmentations.eval_view(image, config.image_size).numpy())]
     for setting, name in NAMES.items():

@@ -88,10 +88,12 @@ class Report:
         """ACC on images that runs left out."""
         return Markdown(tables.as_markdown(tables.on_unseen(self.records)))
 
-    def assignment(self) -> pd.DataFrame:
+    def assignment(self) -> Markdown:
         """How a stream was assigned, by the number of images that come at once: medians over the seeds."""
         parts = [pd.DataFrame(r["streaming"]["assign"]) for r in self.streamed()]
-        return pd.concat(parts).groupby("batch_size").median()
+        found = pd.concat(parts).groupby("batch_size").median().reset_index()
+        found.columns = ["images at once", "same cluster", "milliseconds", "images per second"]
+        return Markdown(found.to_markdown(index=False))
 
     def claims(self, name: str) -> Markdown:
         """What our runs say of the claims that a table or figure rests on."""
