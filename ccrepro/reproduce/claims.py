@@ -183,24 +183,23 @@ def findings(claim: Claim, records: list[Record]) -> dict[tuple[str, str, str], 
     return {key: finding for key, finding in found.items() if finding}
 
 
-def table(records: list[Record], about: str = "") -> pd.DataFrame:
-    """The claims (of one table or figure): claim, where, data, verdict, numbers. Each has a row for the paper's data
-    sets under the paper's settings, and below it one for each other kind of run."""
-    lines = []
-    for claim in (claim for claim in CLAIMS if about in ("", claim.table)):
-        verdict, own, others = _judged(claim, records)
-        data = "all six of the paper" if len(own) == 6 else ", ".join(own)
-        numbers = "; ".join(f"{title}: {at.numbers}" for title, at in own.items() if at) or "–"
-        lines.append((claim.sentence, claim.where, data, verdict, numbers))
-        lines += [("", "", kind, at.verdict, at.numbers) for kind, at in others.items()]
-    return pd.DataFrame(lines, columns=["claim", "where", "data", "verdict", "numbers"])
+def judged(claim: Claim, records: list[Record]) -> tuple[str, dict[str, Finding | None], dict[str, Finding]]:
+    """The verdict of the runs under the paper's settings, their findings by data set, and those of each other kind of
+    run, by its name."""
+    found = findings(claim, records)
+    own = {DATASETS[d].title: found.pop(("paper", d, ""), None) for d in claim.datasets}
+    others = {
+        f"{DATASETS[dataset].title} ({preset}{departing and f', {departing}'})": at
+        for (preset, dataset, departing), at in found.items()
+    }
+    return combine([at.verdict if at else OPEN for at in own.values()]), own, others
 
 
 def told(records: list[Record], about: str) -> str:
     """What the runs say of the claims of one table or figure, as a list in Markdown."""
     lines = []
     for claim in (claim for claim in CLAIMS if claim.table == about):
-        verdict, own, others = _judged(claim, records)
+        verdict, own, others = judged(claim, records)
         lines.append(f"**{claim.sentence}** ({claim.where})\n")
         lines += [f"- {kind}: **{at.verdict}**. {at.numbers}." for kind, at in others.items()]
         numbers = "; ".join(f"{title}: {at.numbers}" for title, at in own.items() if at)
@@ -212,20 +211,9 @@ def overview(records: list[Record]) -> pd.DataFrame:
     """One row for each claim: the verdict under the paper's settings, and those of the other kinds of run."""
     lines = []
     for claim in CLAIMS:
-        (verdict, _, others), elsewhere = _judged(claim, records), {}
+        (verdict, _, others), elsewhere = judged(claim, records), {}
         for kind, at in others.items():
             elsewhere.setdefault(at.verdict, []).append(kind)
         told = "<br>".join(f"**{found}**: {', '.join(kinds)}" for found, kinds in sorted(elsewhere.items()))
         lines.append((f"{claim.sentence} ({claim.where})", verdict, told or "–"))
     return pd.DataFrame(lines, columns=["claim", "the paper's settings", "other runs"])
-
-
-def _judged(claim: Claim, records: list[Record]) -> tuple[str, dict[str, Finding | None], dict[str, Finding]]:
-    """The verdict of the runs under the paper's settings, their findings by data set, and those of each other kind."""
-    found = findings(claim, records)
-    own = {DATASETS[d].title: found.pop(("paper", d, ""), None) for d in claim.datasets}
-    others = {
-        f"{DATASETS[dataset].title} ({preset}{departing and f', {departing}'})": at
-        for (preset, dataset, departing), at in found.items()
-    }
-    return combine([at.verdict if at else OPEN for at in own.values()]), own, others

@@ -107,6 +107,8 @@ def index(results_dir: str | Path = "") -> str:
     parts += ["## What holds", as_markdown(claims.overview(every)), claims.RULE]
     for name, spec in TABLES.items():
         parts.append(f"## Table {spec.number}")
+        if not any(len(tables.cells(name, as_runs(own))) for own in of_preset.values()):
+            parts.append("Nobody has run this yet.")
         for preset, own in of_preset.items():
             runs, compared = as_runs(own), tables.heads_against_kmeans(own) if name == "main_results" else ()
             if len(tables.cells(name, runs)):

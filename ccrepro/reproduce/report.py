@@ -8,6 +8,8 @@ from matplotlib.figure import Figure
 
 from ccrepro.config import Config
 from ccrepro.data import at_hand, load
+from ccrepro.data.registry import DATASETS
+from ccrepro.recipes import suitable
 from ccrepro.reproduce import claims, figures, tables
 from ccrepro.reproduce.notebooks import check_injected
 from ccrepro.reproduce.records import Record, as_runs, find_records, load_records, provenance
@@ -69,11 +71,11 @@ class Report:
         """Images of the first data set and two augmented views of each. None where it is not at hand."""
         from ccrepro.batches import first_pairs  # late, as torch: most reports need none
 
-        (own,) = find_records(self.records, "cc")[:1]
-        if at_hand([own], data_dir) is None:
+        own = find_records(self.records, "cc")[:1]
+        if at_hand(own, data_dir) is None:
             return None
-        data = load(own["dataset"], data_dir)
-        shown = first_pairs(data, Config.stored(own["config"]))
+        data = load(own[0]["dataset"], data_dir)
+        shown = first_pairs(data, Config.stored(own[0]["config"]))
         return self._saved(figures.view_pairs(f"{data.name}: x and two draws of T(x)", *shown, n=8), "views")
 
     def overview(self) -> Markdown:
@@ -101,20 +103,28 @@ class Report:
 
     def origin(self, name: str) -> Markdown:
         """What the runs of a table cost, and how to make them for another data set."""
-        variants = list(dict.fromkeys(row.variant for row in tables.TABLES[name].rows))
-        own = [r for r in self.records if r["variant"] in variants]
+        rows = dict.fromkeys(row.variant for row in tables.TABLES[name].rows)
+        variants = [variant for variant in rows if variant in suitable(self.preset)]
+        own = [r for r in self.records if r["variant"] in rows]
         command = f"ccrepro reproduce --preset {self.preset} --datasets NAME --variants {' '.join(variants)}"
         told = provenance(own) if own else "Nobody ran any of this."
         return Markdown(f"{told} For another data set: `{command}`.")
 
-    def networks(self) -> pd.DataFrame:
+    def networks(self) -> Markdown:
         """The networks that were trained: weights, hours of a run, ACC."""
         from ccrepro.model import build
 
         found = tables.cost(self.runs)
         first = {r["config"]["backbone"]: r["config"] for r in self.records if not r["config"]["baseline"]}
         count = {name: sum(w.numel() for w in build(Config.stored(c)).parameters()) for name, c in first.items()}
-        return found.assign(weights=found.backbone.map(count).map("{:,}".format))
+        found = found.assign(
+            dataset=[DATASETS[name].title for name in found.dataset],
+            hours=found.hours.map("{:.2f}".format),
+            weights=found.backbone.map(count).map("{:,}".format),
+        )
+        columns = {"dataset": "data set", "backbone": "network", "weights": "weights", "epochs": "epochs"}
+        columns |= {"hours": "hours of a run", "ours": "ACC"}
+        return Markdown(tables.as_markdown(found[[*columns]].rename(columns=columns)))
 
     def _saved(self, drawn: Figure | None, name: str) -> Figure | None:
         return figures.save(drawn, name, self.preset, self.out_dir)

@@ -10,8 +10,9 @@ BY_ID = dict(zip(IDS, claims.CLAIMS, strict=True))
 
 
 def line(made, claim, row=0):
-    frame = claims.table(made)
-    return frame.loc[frame.index[frame.claim == BY_ID[claim].sentence][0] + row]
+    """The verdict under the paper's settings, or, for row 1, the finding of the first other kind of run."""
+    verdict, _, others = claims.judged(BY_ID[claim], made)
+    return [*others.items()][row - 1][1] if row else claims.Finding(verdict, "")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +59,7 @@ def test_ablations_decide_their_claims_on_the_papers_data_only(claim, accs, verd
     for made, data in ((digits, "Digits (demo)"), (fast, "CIFAR-10 (fast)")):
         assert line(made, claim).verdict == OPEN
         if len(accs) == len(BY_ID[claim].needs):  # else nothing is said
-            assert line(made, claim, row=1)[["data", "verdict"]].tolist() == [data, verdict]
+            assert {kind: at.verdict for kind, at in claims.judged(BY_ID[claim], made)[2].items()} == {data: verdict}
         else:
             assert not claims.findings(BY_ID[claim], made)
 
@@ -130,6 +131,6 @@ def test_claims_are_told_in_words_and_in_one_line_each():
 
 
 def test_every_claim_stands_without_any_run():
-    frame = claims.table([])
-    assert frame[["verdict", "numbers"]].to_numpy().tolist() == [[OPEN, "–"]] * len(claims.CLAIMS)
-    assert claims.table([], "heads").claim.tolist() == [c.sentence for c in claims.CLAIMS if c.table == "heads"]
+    frame = claims.overview([])
+    assert frame[["the paper's settings", "other runs"]].to_numpy().tolist() == [[OPEN, "–"]] * len(claims.CLAIMS)
+    assert claims.told([], "heads").count("(Table 4)") == 1
