@@ -200,9 +200,12 @@ def _draw_map(axis: plt.Axes, points: Mapping[str, Any], by: str, title: str, n:
 
 
 @figure
-def ablation(name: str, runs: pd.DataFrame) -> Figure:
-    """ACC of each row of a table, a panel per data set: a dot per seed, a bar for the mean, a diamond for the paper."""
+def ablation(name: str, runs: pd.DataFrame) -> Figure | None:
+    """ACC of each row of a table, a panel per data set: a dot per seed, a bar for the mean, a diamond for the paper.
+    None where the table has no row."""
     shown = tables.cells(name, runs)
+    if shown.empty:
+        return None
     groups = [group for _, group in shown.groupby("dataset", sort=False)]
     size = (2.2 + 4.0 * len(groups), 1.1 + 0.38 * shown.groupby("dataset").label.nunique().max())
     result, axes = plt.subplots(1, len(groups), figsize=size, squeeze=False)
