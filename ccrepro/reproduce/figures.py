@@ -169,7 +169,7 @@ def teaser(records: Sequence[Record], dark: bool = False) -> Figure | None:
     ground, ink = ("#0d1117", "#e6edf3") if dark else ("white", "#1f2328")
     result, axes = plt.subplots(1, 3, figsize=(9, 3.2), facecolor=ground)
     for axis, at in zip(axes, (shown[0], shown[len(shown) // 2], shown[-1]), strict=True):
-        axis.scatter(at["x"], at["y"], c=np.array(sns.color_palette("tab10"))[at["cluster"]], s=9, lw=0)
+        axis.scatter(at["x"], at["y"], c=np.array(COLORS)[at["cluster"]], s=9, lw=0)
         axis.set_title(f"epoch {at['epoch']}: ACC {at['scores']['acc']:.2f}", color=ink, fontsize=12)
         axis.set_axis_off()
     return result
@@ -188,7 +188,7 @@ def _grid(title: str, n: int, columns: int, size: tuple[float, float]) -> tuple[
 def _draw_map(axis: plt.Axes, points: Mapping[str, Any], by: str, title: str, n: int, names: Sequence = ()) -> None:
     """A t-SNE map: ``x`` and ``y`` of each point, coloured by its number in ``points[by]``, which is below n. ``names``
     are written at the median of their points, if there are at most 20."""
-    palette = np.array(sns.color_palette("tab10" if n <= 10 else "husl", n))
+    palette = np.array(COLORS if n <= 10 else sns.color_palette("husl", n))
     axis.scatter(points["x"], points["y"], c=palette[points[by]], s=8, lw=0)
     axis.set(xlabel="t-SNE 1", ylabel="t-SNE 2", xticks=[], yticks=[], title=title)
     axis.label_outer()
