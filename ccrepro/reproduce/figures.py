@@ -237,10 +237,10 @@ def cost(runs: pd.DataFrame) -> Figure | None:
     for axis, dataset in zip(axes[0], shown, strict=True):
         title = DATASETS[dataset].title
         for color, (backbone, own) in zip(COLORS, found[found.dataset == dataset].groupby("backbone"), strict=False):
-            axis.plot(own.hours, own.acc, "o-", color=color, label=f"ours, {backbone}")
+            axis.plot(own.hours, own.acc, "o-", color=color, label=f"ours, {backbone} (epochs)")
             for point in own.itertuples():
                 where = {"xytext": (5, -11), "textcoords": "offset points", "fontsize": 8, "color": color}
-                axis.annotate(f"{point.epochs} epochs", (point.hours, point.acc), **where)
+                axis.annotate(str(point.epochs), (point.hours, point.acc), **where)
         if title in paper:
             acc = float(printed("2", "acc").loc["CC", title])
             axis.plot(float(paper[title]), acc, "D", color="0.3", mfc="none", label="the paper, ResNet34, on a GPU")
