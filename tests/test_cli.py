@@ -117,7 +117,7 @@ def test_data_sets_and_tables_are_printed(capsys):
     *listed, got = capsys.readouterr().out.splitlines()
     assert len(listed) == 2 + len(DATASETS)
     assert got.startswith("1,797 images of 8×8 pixels; 10 classes; ")
-    assert main(["table", "heads", "--format", "csv"]) == main(["table", "--preset", "paper"]) == 0
+    assert main(["table", "heads", "--format", "csv"]) == main(["table", "--preset", "laptop"]) == 0
     printed = capsys.readouterr().out
     assert printed.count("\nDigits,") == 5
     assert "| 0.229 " in printed
