@@ -119,7 +119,7 @@ def test_cost_is_hours_of_a_core_against_acc_beside_the_papers():
     )
     assert found.hours["fast-s", 80] == 2.0
     (axis,) = figures.cost(runs).axes
-    assert [line.get_label() for line in axis.lines[:2]] == ["ours, fast-m", "ours, fast-s"]
+    assert [line.get_label() for line in axis.lines[:2]] == ["ours, fast-m (epochs)", "ours, fast-s (epochs)"]
     assert axis.lines[1].get_xydata().tolist() == pytest.approx(np.array([[10 / 3600, 0.51], [0.5, 0.4], [2.0, 0.55]]))
     assert axis.lines[2].get_xydata().tolist() == [[70.0, 0.79]]
     assert list(axis.lines[3].get_ydata()) == [0.2, 0.2]
