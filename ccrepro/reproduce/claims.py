@@ -214,6 +214,6 @@ def overview(records: list[Record]) -> pd.DataFrame:
         (verdict, _, others), elsewhere = judged(claim, records), {}
         for kind, at in others.items():
             elsewhere.setdefault(at.verdict, []).append(kind)
-        told = "<br>".join(f"**{found}**: {', '.join(kinds)}" for found, kinds in sorted(elsewhere.items()))
-        lines.append((f"{claim.sentence} ({claim.where})", verdict, told or "–"))
+        text = "<br>".join(f"**{found}**: {', '.join(kinds)}" for found, kinds in sorted(elsewhere.items()))
+        lines.append((f"{claim.sentence} ({claim.where})", verdict, text or "–"))
     return pd.DataFrame(lines, columns=["claim", "the paper's settings", "other runs"])

@@ -106,14 +106,13 @@ def index(results_dir: str | Path = "") -> str:
     parts += [as_markdown(summary(of_preset)), *(f"`{name}`: {provenance(own)}" for name, own in of_preset.items())]
     parts += ["## What holds", as_markdown(claims.overview(every)), claims.RULE]
     for name, spec in TABLES.items():
-        parts.append(f"## Table {spec.number}")
-        if not any(len(tables.cells(name, as_runs(own))) for own in of_preset.values()):
-            parts.append("Nobody has run this yet.")
+        section: list[str] = []
         for preset, own in of_preset.items():
             runs, compared = as_runs(own), tables.heads_against_kmeans(own) if name == "main_results" else ()
             if len(tables.cells(name, runs)):
-                parts += [f"Preset `{preset}`. {_links(place, preset, name)}", tables.formatted(name, runs)]
-                parts += [tables.missing(name, runs), as_markdown(compared) if len(compared) else ""]
+                section += [f"Preset `{preset}`. {_links(place, preset, name)}", tables.formatted(name, runs)]
+                section += [tables.missing(name, runs), as_markdown(compared) if len(compared) else ""]
+        parts += [f"## Table {spec.number}", *(section or ["Nobody has run this yet."])]
     parts.append("## Figures")
     for name, caption in FIGURES.items():
         drawn = (f"figures/{preset}/{name}.png" for preset in NEAREST)

@@ -7,7 +7,7 @@ from IPython.display import Markdown
 from matplotlib.figure import Figure
 
 from ccrepro.config import Config
-from ccrepro.data import at_hand, load
+from ccrepro.data import at_hand, here, load
 from ccrepro.data.registry import DATASETS
 from ccrepro.recipes import suitable
 from ccrepro.reproduce import claims, figures, tables
@@ -72,7 +72,7 @@ class Report:
         from ccrepro.batches import first_pairs  # late, as torch: most reports need none
 
         own = find_records(self.records, "cc")[:1]
-        if at_hand(own, data_dir) is None:
+        if not own or not here(own[0]["dataset"], data_dir):
             return None
         data = load(own[0]["dataset"], data_dir)
         shown = first_pairs(data, Config.stored(own[0]["config"]))

@@ -88,14 +88,19 @@ def cells(name: str, runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
     paper, parts = printed(TABLES[name].number, metric), [runs[:0].assign(label="", printed="")]
     for dataset in sorted(DATASETS, key=lambda dataset: DATASETS[dataset].title in paper):
         numbers, own = paper.get(DATASETS[dataset].title, {}), runs[runs.dataset == dataset]
-        by_recipe = set(own.variant[own.departs == ""])
-        for departs, group in own.groupby("departs"):
+        for departs, group in (_by_recipe(own) if name == "main_results" else own).groupby("departs"):
             ablated = set(group.variant) & {row.variant for row in TABLES[name].rows} - {"cc"}
             for row in TABLES[name].rows:
-                if ablated if name != "main_results" else not departs or row.variant not in by_recipe:
+                if ablated or name == "main_results":
                     label, number = _named(row.label, departs), numbers.get(row.printed, "")
                     parts.append(_of_row(row, group).assign(label=label, printed=number))
     return pd.concat([part for part in parts if len(part)] or parts)
+
+
+def _by_recipe(runs: pd.DataFrame) -> pd.DataFrame:
+    """Without the runs that depart from a recipe which others, of the same data set and variant, follow."""
+    follows = runs.departs == ""
+    return runs[follows | ~follows.groupby([runs.dataset, runs.variant]).transform("any").astype(bool)]
 
 
 def _named(name: str, departs: str) -> str:
@@ -172,12 +177,9 @@ def overview(runs: pd.DataFrame, metric: str = "acc") -> pd.DataFrame:
 def heads_against_kmeans(records: list[Record]) -> pd.DataFrame:
     """ACC of the cluster head beside k-means on the instance head's output of the same network: mean ± sd (n). Runs
     that depart from the recipe are shown where none follows it."""
-    runs, lines = as_runs(records), []
+    runs, lines = _by_recipe(as_runs(records)), []
     networks = {"cc": "trained", "untrained": "untrained"}
-    by_recipe = set(map(tuple, runs[runs.departs == ""][["dataset", "variant"]].to_numpy()))
     for (dataset, departs, variant), part in runs[runs.variant.isin(networks)].groupby(KIND):
-        if departs and (dataset, variant) in by_recipe:
-            continue
         accs = (counted(part[column], _sampled(part)) for column in ("acc", "kmeans_acc"))
         lines.append((DATASETS[dataset].title, _named(networks[variant], departs), *accs))
     return pd.DataFrame(lines, columns=["data set", "network", "ACC, cluster head", "ACC, k-means on features"])
