@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from tqdm.std import tqdm
 
 from ccrepro import recipes
@@ -83,12 +82,30 @@ def plan(
 def describe(planned: list[Planned], processes: int) -> str:
     """How many runs are done, how many are not, and the time that these need."""
     open_ = [p for p in planned if not p.done]
-    known = [p.seconds for p in open_ if p.seconds is not None]
     text = f"{len(planned)} run{'s' * (len(planned) != 1)}: {len(planned) - len(open_)} done, {len(open_)} to run"
     if not open_:
         return f"{text}."
-    time_ = tqdm.format_interval(np.mean(known) * len(open_) / processes) if known else "an unknown time"
-    return f"{text}, {processes} at once, about {time_} left."
+    return f"{text}, {processes} at once, {_left(_seconds(open_, processes))}."
+
+
+def progress(runs: list[Planned], number: int, processes: int, spent: float) -> str:
+    """How many of these runs are done after ``spent`` seconds, and the time that the others need. The first minute is
+    too short to tell how fast this machine is, beside those of the published runs."""
+    expected = _seconds(runs[:number], processes)
+    pace = spent / expected if expected > 60 else 1.0
+    return f"{number} of {len(runs)} runs, {_left(pace * _seconds(runs[number:], processes))}"
+
+
+def _seconds(runs: list[Planned], processes: int) -> float:
+    """What runs are expected to take, several at once; NaN where nothing like them was published."""
+    known = [p.seconds for p in runs if p.seconds is not None]
+    if runs and not known:
+        return math.nan
+    return sum(known) / max(len(known), 1) * len(runs) / processes
+
+
+def _left(seconds: float) -> str:
+    return f"about {'an unknown time' if math.isnan(seconds) else tqdm.format_interval(seconds)} left"
 
 
 def show(planned: list[Planned], jobs: int) -> None:
@@ -114,16 +131,15 @@ def reproduce(planned: list[Planned], jobs: int, runs_dir: str, data_dir: str) -
     print(describe(planned, processes), flush=True)
     os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")  # with one thread the numbers repeat bit for bit
     preset = planned[0].config.preset
-    missing = [(p.config, runs_dir, data_dir) for p in planned if not (p.done and _streamed(p.config, runs_dir))]
-    began = time.monotonic()
+    missing = [p for p in planned if not (p.done and _streamed(p.config, runs_dir))]
+    jobs, began = [(p.config, runs_dir, data_dir) for p in missing], time.monotonic()
 
     def done(number: int) -> None:
-        left = tqdm.format_interval((time.monotonic() - began) / number * (len(missing) - number))
-        print(f"{number} of {len(missing)} runs, about {left} left", flush=True)
+        print(progress(missing, number, processes, time.monotonic() - began), flush=True)
 
     with storage.lock(local):
         storage.sweep(local)
-        pool.run_all(train, missing, processes, visible_gpus(), done)
+        pool.run_all(train, jobs, processes, visible_gpus(), done)
         for p in planned:
             gather(run_folder(p.config, runs_dir), run_name(p.config), local)
         render(preset, processes, LOCAL, data_dir)

@@ -41,6 +41,14 @@ def test_runs_to_do_come_last_in_order_of_cost(begun):
         plan.plan("demo", ["digits"], ["ccc"], [0])
 
 
+def test_time_left_follows_the_pace_of_this_machine_after_a_minute():
+    runs = [plan.Planned(recipe("digits", "demo", "cc", seed), False, 90.0) for seed in range(4)]
+    assert plan.progress(runs, 1, 2, 500.0) == "1 of 4 runs, about 02:15 left"  # 45 s were expected: too short
+    assert plan.progress(runs, 2, 2, 180.0) == "2 of 4 runs, about 03:00 left"  # 90 s were expected, so half the speed
+    assert plan.progress(runs, 4, 2, 360.0) == "4 of 4 runs, about 00:00 left"
+    assert plan.progress([run._replace(seconds=None) for run in runs], 2, 2, 9.0).endswith("about an unknown time left")
+
+
 def test_what_is_to_run_is_listed_and_nothing_run(begun, root, capsys):
     before = sorted(root.rglob("*"))
     assert main(["reproduce", "--variants", *SOME, "--seeds", "0", "--dry-run"]) == 0
