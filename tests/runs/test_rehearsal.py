@@ -68,7 +68,7 @@ def test_a_full_gpu_is_no_reason_to_compile_otherwise(patterns, tiny, monkeypatc
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(train, "step", full)
-    state = train.start(tiny, patterns)
+    state = train.start(tiny.replace(views="none"), patterns)
     state.config = state.config.replace(compile="default")
     with pytest.raises(torch.OutOfMemoryError):
         rehearsal.settle(state, patterns)
