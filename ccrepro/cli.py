@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, UnknownCommandError):  # its own text would import all rooms
             error = unknown("command", words[0], [name for name in app if name[0] != "-"])
-        said = f"{error}. Correct the path or its rights." if isinstance(error, OSError) else error
+        said = f"{error}. Check the path and its permissions." if isinstance(error, OSError) else error
         print(f"ccrepro: error: {said}", file=sys.stderr)
         return 2 if isinstance(error, CycloptsError) else getattr(error, "exit_code", 1)
     except KeyboardInterrupt:

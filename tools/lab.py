@@ -28,10 +28,11 @@ TOKEN = "lab"
 
 
 class Lab:
-    """JupyterLab on copies of the notebooks in ``folder``."""
+    """JupyterLab on copies of the notebooks, and of the results that they read, in ``folder``."""
 
     def __init__(self, folder: Path):
-        shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+        for name in ("notebooks", "results"):
+            shutil.copytree(ROOT / name, folder / name)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

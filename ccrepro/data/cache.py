@@ -174,7 +174,7 @@ def _on_all_cores(name: str, function: Callable[..., Any], paths: Sequence[Path]
             found = pool.map(partial(_or_error, function), paths, *each, chunksize=CHUNK)
             return [*tqdm(found, name, len(paths), unit=" images", mininterval=1, disable=len(paths) <= CHUNK)]
     except BrokenProcessPool:
-        raise DataError("A process that decodes was killed, perhaps for want of memory. Run it again.") from None
+        raise DataError("A decoding process was killed, perhaps because memory was full. Run it again.") from None
 
 
 def _or_error(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -188,7 +188,7 @@ def _decode_into(pixels: Path, longest: int, values: Range | None, path: Path, s
     """Decode a file of this (height, width) into its place."""
     image = decode(path, longest, values)
     if image.shape[1:] != tuple(size):
-        raise BadImage("damaged: its header tells another size than its pixels have")
+        raise BadImage("damaged: its header gives another size than its pixels have")
     np.load(pixels, mmap_mode="r+")[start : start + image.size].reshape(image.shape)[:] = image
 
 

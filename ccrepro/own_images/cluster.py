@@ -267,4 +267,4 @@ def check_out(folder: str | Path, out: Path) -> None:
     """Raise `ConfigError` if what is written could be taken for images, or could replace files of others."""
     sorting.check_apart(folder, out)
     if storage.listing(out, "*") and not any((out / name).exists() for name in OF_EARLIER):
-        raise ConfigError(f"{out} holds files of others. Choose an empty folder, or a new one.")
+        raise ConfigError(f"{out} holds other files. Choose an empty folder, or a new one.")

@@ -193,11 +193,11 @@ def look_through(path: str | Path, skip_bad: bool = False) -> list[Path]:
     if path.is_file():
         return [path]
     if not path.is_dir():
-        raise ImageError(f"There is no folder or image {path}. Correct the path.")
+        raise ImageError(f"There is no folder or image {path}. Check the path.")
     files = visible_files(path, failed.append)
     if failed and not skip_bad:
         what = f"Cannot list the folder {failed[0].filename}: {failed[0].strerror}"
-        raise ImageError(f"{what}. Correct its rights; `cluster --skip-bad` leaves it out.")
+        raise ImageError(f"{what}. Change its permissions; `cluster --skip-bad` leaves it out.")
     if failed:
         print(f"left out, folders that cannot be listed: {len(failed):,}", file=sys.stderr)
     images, others = [file for file in files if is_image(file)], [file for file in files if not is_image(file)]

@@ -43,7 +43,7 @@ def run_all(
             if stop.signal:
                 raise stop.error("reproduce", "Runs that had begun are saved. ") from error
             if isinstance(error, BrokenProcessPool):
-                raise CcreproError("A process was killed, perhaps as memory was full. Run it again.") from error
+                raise CcreproError("A process was killed, perhaps because memory was full. Run it again.") from error
             raise
 
 

@@ -119,7 +119,7 @@ def _restore(state: State, found: Found, run: dict[str, Any], machine: dict[str,
     try:
         old = Config.stored(facts["config"])
     except ConfigError as error:
-        raise CheckpointError(f"{path} cannot be gone on from. {error}") from None
+        raise CheckpointError(f"{path} cannot be resumed. {error}") from None
     changed = Config(**run["config"]).differences(old)
     different = [f"{name} {getattr(old, name)} there, {value} here" for name, value in changed.items()]
     different += [what for name, what in OTHERS.items() if facts.get(name) != run[name]]

@@ -175,10 +175,10 @@ def test_files_of_others_are_never_replaced(folder, tmp_path):
     with pytest.raises(ConfigError, match=f"Of {folder / 'a'} and {folder}, one lies in the other"):
         run(folder / "a", folder)
     (tmp_path / "out/training").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="out holds files of others"):
+    with pytest.raises(ConfigError, match="out holds other files"):
         run(folder, tmp_path / "out")
     (tmp_path / "index.html").write_text("mine")
-    with pytest.raises(ConfigError, match=f"{tmp_path} holds files of others"):
+    with pytest.raises(ConfigError, match=f"{tmp_path} holds other files"):
         run(folder, tmp_path)
 
 
