@@ -28,10 +28,10 @@ TOKEN = "lab"
 
 
 class Lab:
-    """JupyterLab on copies of the notebooks, and of the results that they read, in ``folder``."""
+    """JupyterLab on a copy of the clone, as far as notebooks need it, in ``folder``."""
 
     def __init__(self, folder: Path):
-        for name in ("notebooks", "results"):
+        for name in ("ccrepro", "notebooks", "results"):
             shutil.copytree(ROOT / name, folder / name)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
