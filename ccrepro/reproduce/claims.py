@@ -16,7 +16,7 @@ import pandas as pd
 from ccrepro.data.registry import DATASETS
 from ccrepro.recipes import RECIPES
 from ccrepro.reproduce.records import Record, departs, printed
-from ccrepro.reproduce.tables import counted
+from ccrepro.reproduce.tables import LABELS, counted
 
 HOLDS, FAILS, OPEN = "holds", "fails", "not enough runs"
 BEYOND = "stays open"  # more runs of this kind would not decide it
@@ -77,11 +77,11 @@ def acc(records: list[Record], variant: str) -> np.ndarray:
 
 
 def _finding(verdict: str, numbers: dict[str, np.ndarray]) -> Finding:
-    """A verdict with its numbers in words, and the reason where there is no verdict."""
+    """A verdict with its numbers, by variant or by what they are of, in words, and why, where there is no verdict."""
     why = ""
     if verdict == OPEN:
         why = "; not told apart" if all(len(values) > 1 for values in numbers.values()) else "; fewer than two seeds"
-    return Finding(verdict, ", ".join(f"{name} {counted(values)}" for name, values in numbers.items()) + why)
+    return Finding(verdict, ", ".join(f"{LABELS.get(k, k)} {counted(values)}" for k, values in numbers.items()) + why)
 
 
 def above(*pairs: tuple[str, str]) -> Test:
@@ -113,7 +113,7 @@ def above_reported(records: list[Record]) -> Finding | None:
     if not lows:
         return None
     small = _finding(combine(verdicts), {"cc": own, **lows})
-    numbers = f"above the classical methods run here: {small.verdict}, {small.numbers}; not comparable with the others"
+    numbers = f"above the classical methods alone: {small.verdict}. {small.numbers}"
     return Finding(FAILS if small.verdict == FAILS else BEYOND, numbers)
 
 
@@ -125,7 +125,7 @@ def grows(by_epoch: Callable[[Record], dict[str, Sequence[float]]]) -> Test:
         for name in runs[0]:
             first, last = np.array([(run[name][0], run[name][-1]) for run in runs]).T
             verdicts.append(compare(last - first, 0.0))
-            numbers |= {f"{name} first": first, f"{name} last": last}
+            numbers |= {f"{name} at the start": first, f"{name} at the end": last}
         return _finding(combine(verdicts), numbers)
 
     return test
@@ -201,7 +201,9 @@ def told(records: list[Record], about: str) -> str:
     for claim in (claim for claim in CLAIMS if claim.table == about):
         verdict, own, others = judged(claim, records)
         lines.append(f"**{claim.sentence}** ({claim.where})\n")
-        lines += [f"- {kind}: **{at.verdict}**. {at.numbers}." for kind, at in others.items()]
+        lines += [
+            f"- {kind}: **{at.verdict}**. {at.numbers[:1].upper()}{at.numbers[1:]}." for kind, at in others.items()
+        ]
         numbers = "; ".join(f"{title}: {at.numbers}" for title, at in own.items() if at)
         lines.append(f"- Under the paper's own settings: **{verdict}**. {numbers}\n")
     return "\n".join([*lines, "`docs/results.md` has the rule, which was fixed before any run."])

@@ -347,4 +347,5 @@ def streaming(records: Sequence[Record]) -> Figure:
 
 
 def _run_title(record: Record) -> str:
-    return f"{DATASETS[record['dataset']].title}, {record['variant']}, seed {record['seed']}"
+    variant = record["variant"]
+    return f"{DATASETS[record['dataset']].title}, {tables.LABELS.get(variant, variant)}, seed {record['seed']}"

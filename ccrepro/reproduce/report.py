@@ -14,9 +14,12 @@ from ccrepro.reproduce import claims, figures, tables
 from ccrepro.reproduce.notebooks import check_injected
 from ccrepro.reproduce.records import Record, as_runs, find_records, load_records, provenance
 
+NONE = "*Nothing to show here: no such runs, or the data set is not on this machine.*"
+
 
 class Report:
-    """The runs of a preset. What is drawn and tabulated is saved too, below ``out_dir``.
+    """The runs of a preset. What is drawn and tabulated is saved too, below ``out_dir``. Where nothing can be drawn,
+    a line says so.
 
     cells: IPython's ``In``, to find mistyped parameters. Raises `ConfigError` for these, and where there is no run.
     """
@@ -40,20 +43,20 @@ class Report:
         tables.save_table(name, self.records, self.preset, self.out_dir)
         return Markdown(f"{tables.formatted(name, self.runs)}\n\n{tables.missing(name, self.runs)}")
 
-    def bars(self, name: str) -> Figure | None:
+    def bars(self, name: str) -> Figure | Markdown:
         """A table's rows as bars."""
         return self._saved(figures.ablation(name, self.runs), name)
 
-    def cost(self) -> Figure | None:
+    def cost(self) -> Figure | Markdown:
         """ACC by hours of training."""
         return self._saved(figures.cost(self.runs), "cost")
 
-    def figure(self, name: str, variant: str = "cc") -> Figure | None:
+    def figure(self, name: str, variant: str = "cc") -> Figure | Markdown:
         """A figure of `figures`, of a variant's runs on the first data set that has any."""
         drawn = getattr(figures, name)(find_records(self.records, variant))
         return self._saved(drawn, name if variant == "cc" else f"{name}_{variant.replace('-', '_')}")
 
-    def streaming(self) -> Figure | None:
+    def streaming(self) -> Figure | Markdown:
         """What was measured on streams."""
         return self._saved(figures.streaming(self.streamed()), "streaming")
 
@@ -61,19 +64,19 @@ class Report:
         """The runs of the full method that were measured on a stream, on the first data set that has any."""
         return find_records([r for r in self.records if "streaming" in r], "cc")
 
-    def examples(self, kind: str, data_dir: str = "") -> Figure | None:
+    def examples(self, kind: str, data_dir: str = "") -> Figure | Markdown:
         """Images that the first run of the full method is surest of and right ("right"), surest of and "wrong", or
-        undecided on ("between"). None where the data set is not at hand."""
+        undecided on ("between")."""
         own = find_records(self.records, "cc")[:1]
         return self._saved(figures.examples(own, kind, at_hand(own, data_dir)), f"examples_{kind}")
 
-    def views(self, data_dir: str = "") -> Figure | None:
-        """Images of the first data set and two augmented views of each. None where it is not at hand."""
+    def views(self, data_dir: str = "") -> Figure | Markdown:
+        """Images of the first data set and two augmented views of each."""
         from ccrepro.batches import first_pairs  # late, as torch: most reports need none
 
         own = find_records(self.records, "cc")[:1]
         if not own or not here(own[0]["dataset"], data_dir):
-            return None
+            return Markdown(NONE)
         data = load(own[0]["dataset"], data_dir)
         shown = first_pairs(data, Config.stored(own[0]["config"]))
         return self._saved(figures.view_pairs(f"{data.name}: x and two draws of T(x)", *shown, n=8), "views")
@@ -126,5 +129,5 @@ class Report:
         columns |= {"hours": "hours of a run", "ours": "ACC"}
         return Markdown(tables.as_markdown(found[[*columns]].rename(columns=columns)))
 
-    def _saved(self, drawn: Figure | None, name: str) -> Figure | None:
-        return figures.save(drawn, name, self.preset, self.out_dir)
+    def _saved(self, drawn: Figure | None, name: str) -> Figure | Markdown:
+        return figures.save(drawn, name, self.preset, self.out_dir) or Markdown(NONE)

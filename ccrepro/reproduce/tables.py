@@ -67,6 +67,8 @@ TABLES = {
         Row("ResNet50", "resnet50", "ResNet50", "resnet50"),
     )),
 }  # fmt: skip
+_ROWS = [row for table in TABLES.values() for row in table.rows]
+LABELS = {row.variant: row.label for row in reversed(_ROWS)}  # of each variant, as the first table that has it says
 
 NEAR = 0.01
 RULE = (

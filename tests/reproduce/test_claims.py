@@ -77,7 +77,7 @@ def test_cc_must_beat_the_best_reported_method_and_the_baselines_we_ran():
 def test_small_trainings_do_not_speak_to_reported_numbers_but_must_beat_classical_methods():
     small = line(records("cifar10", "laptop", cc=[0.4, 0.4], kmeans_pixels=[0.2, 0.2]), "best", row=1)
     assert small.verdict == "stays open"
-    assert small.numbers.startswith("above the classical methods run here: holds, cc 0.400")
+    assert small.numbers.startswith("above the classical methods alone: holds. CC 0.400")
     digits = records(cc=[0.9, 0.9], kmeans_pixels=[0.8, 0.8], nmf_pixels=[0.95, 0.95])
     assert line(digits, "best", row=1).verdict == FAILS
     assert not claims.findings(BY_ID["best"], records("cifar10", "laptop", cc=[0.4, 0.4]))
@@ -103,7 +103,7 @@ def test_growth_compares_each_run_with_itself():
     one_head = [trained(s, (0.1, 0.2), (0.3, 0.1), (0.5, 0.1 * s)) for s in range(3)]
     for made, verdict in ((apart, HOLDS), (one_head, FAILS)):
         assert [line(made, claim, row=1).verdict for claim in ("pairs", "sharpens")] == [verdict] * 2
-    assert "NMI first 0.200 ± 0.200 (3)" in line(apart, "sharpens", row=1).numbers
+    assert "NMI at the start 0.200 ± 0.200 (3)" in line(apart, "sharpens", row=1).numbers
 
 
 def measured(shares):
@@ -122,7 +122,7 @@ def test_claims_are_told_in_words_and_in_one_line_each():
     made = records("cifar10", "laptop", **accs) + records(**accs)
     text = claims.told(made, "heads")
     assert text.count("Under the paper's own settings: **not enough runs**") == 3
-    assert "- CIFAR-10 (laptop): **holds**. cc 0.900 ± 0.000 (2), shared-head 0.800 ± 0.000 (2)." in text
+    assert "- CIFAR-10 (laptop): **holds**. CC 0.900 ± 0.000 (2), one shared head 0.800 ± 0.000 (2)." in text
     frame = claims.overview(made).set_index("claim")
     assert len(frame) == len(claims.CLAIMS)
     decoupled, entropy = (frame[frame.index.str.startswith(BY_ID[name].sentence)] for name in ("decoupled", "entropy"))
