@@ -177,6 +177,8 @@ def gather(folder: Path, name: str, results: Path) -> None:
 def render(preset: str, processes: int, results_dir: str, data_dir: str = "", anew: bool = False) -> None:
     """Execute the report notebooks for which there are runs; they save tables and figures. Without ``anew``, leave out
     those that are newer than their notebook and the records. results_dir: below the clone's root."""
+    import papermill  # late: it takes two seconds
+
     root, notebooks_dir = storage.place("", results_dir), storage.place("", "notebooks")
     made = records.load_records(preset, root)
     run = {r["variant"] for r in made} | {"streaming" for r in made if "streaming" in r}
@@ -188,8 +190,8 @@ def render(preset: str, processes: int, results_dir: str, data_dir: str = "", an
         path, output = notebooks_dir / f"{name}.ipynb", root / "notebooks" / preset / f"{name}.ipynb"
         stale = anew or not output.exists() or output.stat().st_mtime < max(newest, path.stat().st_mtime)
         if stale and (not needs or run & set(needs)):
-            known = path.read_text()
-            jobs.append((path, output, {name: value for name, value in given.items() if f"{name} = " in known}))
+            known = papermill.inspect_notebook(path)
+            jobs.append((path, output, {name: value for name, value in given.items() if name in known}))
     if jobs:
         print(f"{len(jobs)} notebooks make tables and figures", flush=True)
         pool.run_all(notebooks.run, jobs, processes)
