@@ -20,6 +20,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import joblib
 import numpy as np
 from tqdm.std import tqdm
 
@@ -168,9 +169,8 @@ def _decoded(scratch: Path, source: Files, skip_bad: bool) -> dict[str, Any]:
 def _on_all_cores(name: str, function: Callable[..., Any], paths: Sequence[Path], *each: Iterable[Any]) -> list[Any]:
     """The function of each path and its other arguments, or the `BadImage` that it raised. Raises `DataError` where a
     process is killed."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None  # ours, on a shared machine
     try:
-        with ProcessPoolExecutor(cores, initializer=end_with_parent) as pool:
+        with ProcessPoolExecutor(joblib.cpu_count(), initializer=end_with_parent) as pool:
             found = pool.map(partial(_or_error, function), paths, *each, chunksize=CHUNK)
             return [*tqdm(found, name, len(paths), unit=" images", mininterval=1, disable=len(paths) <= CHUNK)]
     except BrokenProcessPool:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import joblib
 import torch
 from torch import Tensor
 
@@ -82,8 +83,7 @@ def visible_gpus() -> list[str]:
 
 def at_once(jobs: int = 0) -> int:
     """How many processes to run at once: so many ``jobs``, or one for each GPU, or one for each core that is ours."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return jobs if jobs > 0 else len(visible_gpus()) or cores
+    return jobs if jobs > 0 else len(visible_gpus()) or joblib.cpu_count()
 
 
 def placed(images: Tensor | Ragged, device: torch.device) -> Tensor | Ragged:

@@ -128,7 +128,7 @@ def test_a_decoder_that_is_killed_is_told_in_a_line(images, place, monkeypatch):
         raise BrokenProcessPool
 
     monkeypatch.setattr(cache.ProcessPoolExecutor, "map", killed)
-    with pytest.raises(DataError, match=r"^A process that decodes was killed, .* Run it again\.$"):
+    with pytest.raises(DataError, match=r"^A decoding process was killed, .* Run it again\.$"):
         cache.write(place, folder(images))
 
 
