@@ -4,6 +4,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from ccrepro.data.registry import DATASETS
@@ -59,11 +60,19 @@ def as_runs(records: list[Record]) -> pd.DataFrame:
     for r in records:
         more = {"departs": departs(r), "backbone": r["config"]["backbone"]}
         used = r["hardware"]["threads"] if r["hardware"]["gpu"] is None else r["hardware"].get("ranks", 1)
-        more["hours"] = used * r["seconds"] / 3600
+        more["seconds"] = seconds(r)
+        more["hours"] = used * more["seconds"] / 3600
         more["kmeans_acc"] = r.get("scores_kmeans_on_features", {}).get("acc")
         lines.append({**r, **r["scores"], **more})
     columns = ["dataset", "variant", "departs", "backbone", "seed", *METRICS, "kmeans_acc"]
     return pd.DataFrame(lines, columns=[*columns, "epochs", "seconds", "hours", "n_images"])
+
+
+def seconds(record: Record) -> float:
+    """What a run took. Every epoch counts as the median one, since a machine may sleep, or have much else to do, for a
+    while."""
+    each = (record["history"] or {}).get("seconds")
+    return len(each) * float(np.median(each)) if each else record["seconds"]
 
 
 def find_records(records: list[Record], variant: str) -> list[Record]:
@@ -101,8 +110,8 @@ def data_sets() -> pd.DataFrame:
 
 def provenance(records: list[Record]) -> str:
     """One sentence: the number of runs, their seconds, machines and commits."""
-    kinds = {"with training": [r["seconds"] for r in records if r["epochs"]]}
-    kinds["without training"] = [r["seconds"] for r in records if not r["epochs"]]
+    kinds = {"with training": [seconds(r) for r in records if r["epochs"]]}
+    kinds["without training"] = [seconds(r) for r in records if not r["epochs"]]
     parts = [f"{len(s)} runs {name} ({min(s):,.0f} to {max(s):,.0f} s each)" for name, s in kinds.items() if s]
     commits = sorted({r["commit"][:10] + r["commit"][40:] for r in records})
     return f"{' and '.join(parts)} on {', '.join(sorted(set(map(machine, records))))}; commit {', '.join(commits)}."
