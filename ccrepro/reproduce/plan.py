@@ -132,14 +132,15 @@ def reproduce(planned: list[Planned], jobs: int, runs_dir: str, data_dir: str) -
     os.environ.update(OMP_NUM_THREADS="1", PYTHONHASHSEED="0")  # with one thread the numbers repeat bit for bit
     preset = planned[0].config.preset
     missing = [p for p in planned if not (p.done and _streamed(p.config, runs_dir))]
-    jobs, began = [(p.config, runs_dir, data_dir) for p in missing], time.monotonic()
+    began = time.monotonic()
 
     def done(number: int) -> None:
         print(progress(missing, number, processes, time.monotonic() - began), flush=True)
 
     with storage.lock(local):
         storage.sweep(local)
-        pool.run_all(train, jobs, processes, visible_gpus(), done)
+        runs = [(p.config, runs_dir, data_dir) for p in missing]
+        pool.run_all(train, runs, processes, visible_gpus(), done)
         for p in planned:
             gather(run_folder(p.config, runs_dir), run_name(p.config), local)
         render(preset, processes, LOCAL, data_dir)
