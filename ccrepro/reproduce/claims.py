@@ -16,7 +16,7 @@ import pandas as pd
 from ccrepro.data.registry import DATASETS
 from ccrepro.recipes import RECIPES
 from ccrepro.reproduce.records import Record, departs, printed
-from ccrepro.reproduce.tables import LABELS, counted
+from ccrepro.reproduce.tables import counted, row_label
 
 HOLDS, FAILS, OPEN = "holds", "fails", "not enough runs"
 BEYOND = "stays open"  # more runs of this kind would not decide it
@@ -81,7 +81,7 @@ def _finding(verdict: str, numbers: dict[str, np.ndarray]) -> Finding:
     why = ""
     if verdict == OPEN:
         why = "; not told apart" if all(len(values) > 1 for values in numbers.values()) else "; fewer than two seeds"
-    return Finding(verdict, ", ".join(f"{LABELS.get(k, k)} {counted(values)}" for k, values in numbers.items()) + why)
+    return Finding(verdict, ", ".join(f"{row_label(name)} {counted(values)}" for name, values in numbers.items()) + why)
 
 
 def above(*pairs: tuple[str, str]) -> Test:

@@ -347,5 +347,4 @@ def streaming(records: Sequence[Record]) -> Figure:
 
 
 def _run_title(record: Record) -> str:
-    variant = record["variant"]
-    return f"{DATASETS[record['dataset']].title}, {tables.LABELS.get(variant, variant)}, seed {record['seed']}"
+    return f"{DATASETS[record['dataset']].title}, {tables.row_label(record['variant'])}, seed {record['seed']}"

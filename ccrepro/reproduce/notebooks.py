@@ -54,6 +54,13 @@ def run(path: Path, output: Path, parameters: dict[str, Any]) -> Path:
     return storage.atomic_write(output, nbformat.writes(_reproducible(made)))
 
 
+def parameters(path: Path) -> list[str]:
+    """The names of a notebook's parameters."""
+    import papermill  # late, as above
+
+    return list(papermill.inspect_notebook(path))
+
+
 def check_injected(cells: Sequence[str]) -> None:
     """For the top of a notebook: raise `ConfigError` for a parameter that it does not have.
 

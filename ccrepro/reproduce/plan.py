@@ -7,6 +7,7 @@ ignores; ``results/`` itself holds what was published.
 import itertools
 import math
 import os
+import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -98,10 +99,10 @@ def progress(runs: list[Planned], number: int, processes: int, spent: float) -> 
 
 def _seconds(runs: list[Planned], processes: int) -> float:
     """What runs are expected to take, several at once; NaN where nothing like them was published."""
+    if not runs:
+        return 0.0
     known = [p.seconds for p in runs if p.seconds is not None]
-    if runs and not known:
-        return math.nan
-    return sum(known) / max(len(known), 1) * len(runs) / processes
+    return statistics.fmean(known) * len(runs) / processes if known else math.nan
 
 
 def _left(seconds: float) -> str:
@@ -178,8 +179,6 @@ def gather(folder: Path, name: str, results: Path) -> None:
 def render(preset: str, processes: int, results_dir: str, data_dir: str = "", anew: bool = False) -> None:
     """Execute the report notebooks for which there are runs; they save tables and figures. Without ``anew``, leave out
     those that are newer than their notebook and the records. results_dir: below the clone's root."""
-    import papermill  # late: it takes two seconds
-
     root, notebooks_dir = storage.place("", results_dir), storage.place("", "notebooks")
     made = records.load_records(preset, root)
     run = {r["variant"] for r in made} | {"streaming" for r in made if "streaming" in r}
@@ -191,7 +190,7 @@ def render(preset: str, processes: int, results_dir: str, data_dir: str = "", an
         path, output = notebooks_dir / f"{name}.ipynb", root / "notebooks" / preset / f"{name}.ipynb"
         stale = anew or not output.exists() or output.stat().st_mtime < max(newest, path.stat().st_mtime)
         if stale and (not needs or run & set(needs)):
-            known = papermill.inspect_notebook(path)
+            known = notebooks.parameters(path)
             jobs.append((path, output, {name: value for name, value in given.items() if name in known}))
     if jobs:
         print(f"{len(jobs)} notebooks make tables and figures", flush=True)

@@ -71,7 +71,7 @@ def as_runs(records: list[Record]) -> pd.DataFrame:
 def seconds(record: Record) -> float:
     """What a run took. Every epoch counts as the median one, since a machine may sleep, or have much else to do, for a
     while."""
-    each = (record["history"] or {}).get("seconds")
+    each = record["history"].get("seconds")
     return len(each) * float(np.median(each)) if each else record["seconds"]
 
 
