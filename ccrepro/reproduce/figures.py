@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from adjustText import adjust_text
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
@@ -143,6 +144,9 @@ def feature_space(records: Sequence[Record]) -> Figure:
     result, axes = panels(title, 1, 2, figsize=(10, 4.6))
     _draw_map(axes[0], points, "label", "coloured by class (not seen in training)", len(names), names)
     _draw_map(axes[1], points, "cluster", "coloured by cluster", len(clusters), clusters)
+    result.draw_without_rendering()  # names are moved apart by their size, which the layout decides
+    for axis in axes:
+        adjust_text(axis.texts, ax=axis, iter_lim=100)  # steps, not seconds: the same on every machine
     return result
 
 

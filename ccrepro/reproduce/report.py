@@ -96,9 +96,9 @@ class Report:
     def assignment(self) -> Markdown:
         """How a stream was assigned, by the number of images that come at once: medians over the seeds."""
         parts = [pd.DataFrame(r["streaming"]["assign"]) for r in self.streamed()]
-        found = pd.concat(parts).groupby("batch_size").median().reset_index()
-        found.columns = ["images at once", "same cluster", "milliseconds", "images per second"]
-        return Markdown(found.to_markdown(index=False))
+        found = pd.concat(parts).groupby("batch_size")[["same", "milliseconds"]].median().reset_index()
+        found.columns = ["images at once", "same cluster", "milliseconds"]
+        return Markdown(found.to_markdown(index=False, floatfmt=("", ".3f", ".1f")))
 
     def claims(self, name: str) -> Markdown:
         """What our runs say of the claims that a table or figure rests on."""

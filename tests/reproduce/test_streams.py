@@ -30,7 +30,6 @@ def test_images_are_assigned_the_same_alone_and_together(patterns, tiny, model, 
         "batch_size": [1, 8, 64, 512],
         "same": [1.0] * 4,
         "milliseconds": [1000.0] * 4,
-        "images_per_second": [1.0, 8.0, 48.0, 96.0],
     }
 
 
