@@ -146,7 +146,7 @@ def feature_space(records: Sequence[Record]) -> Figure:
     _draw_map(axes[1], points, "cluster", "coloured by cluster", len(clusters), clusters)
     result.draw_without_rendering()  # names are moved apart by their size, which the layout decides
     for axis in axes:
-        adjust_text(axis.texts, ax=axis, iter_lim=100)  # steps, not seconds: the same on every machine
+        adjust_text(axis.texts, ax=axis, avoid_self=False, iter_lim=100)  # not seconds: the same on every machine
     return result
 
 
