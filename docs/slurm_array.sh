@@ -3,7 +3,7 @@
 #
 #   ccrepro datasets get cifar10          # pack the data first: jobs may have no network
 #   ccrepro reproduce --preset paper --datasets cifar10 --dry-run > missing.txt
-#   sbatch --array=1-$(wc -l < missing.txt) docs/slurm_array.sh
+#   mkdir -p runs && sbatch --array=1-$(wc -l < missing.txt) docs/slurm_array.sh
 #
 # When the array is through, the same `ccrepro reproduce` without --dry-run makes tables and figures.
 #SBATCH --job-name=ccrepro

@@ -21,7 +21,8 @@ class Sliders(widgets.VBox):
             )
             for name, (low, high, step, start) in ranges.items()
         }  # fmt: skip
-        super().__init__([*self.controls.values(), self.image])
+        # The image keeps its own size: stretched to the page, a narrow figure is a blur.
+        super().__init__([*self.controls.values(), self.image], layout={"align_items": "flex-start"})
         self._redraw()
         for control in self.controls.values():
             control.observe(self._redraw, names="value")

@@ -20,6 +20,7 @@ from ccrepro.reproduce.tables import counted, row_label
 
 HOLDS, FAILS, OPEN = "holds", "fails", "not enough runs"
 BEYOND = "stays open"  # more runs of this kind would not decide it
+NOT_RUN = "no run yet"
 RULE = (
     "Rule, fixed beforehand: one mean ACC is above another when their difference exceeds two standard errors of the "
     "difference, which takes two seeds or more of each; a number that the paper prints counts as exact. Then the claim "
@@ -192,7 +193,8 @@ def judged(claim: Claim, records: list[Record]) -> tuple[str, dict[str, Finding 
         f"{DATASETS[dataset].title} ({preset}{departing and f', {departing}'})": at
         for (preset, dataset, departing), at in found.items()
     }
-    return combine([at.verdict if at else OPEN for at in own.values()]), own, others
+    run = any(r["preset"] == "paper" and r["dataset"] in claim.datasets for r in records)
+    return combine([at.verdict if at else OPEN for at in own.values()]) if run else NOT_RUN, own, others
 
 
 def told(records: list[Record], about: str) -> str:
@@ -204,8 +206,8 @@ def told(records: list[Record], about: str) -> str:
         lines += [
             f"- {kind}: **{at.verdict}**. {at.numbers[:1].upper()}{at.numbers[1:]}." for kind, at in others.items()
         ]
-        numbers = "; ".join(f"{title}: {at.numbers}" for title, at in own.items() if at)
-        lines.append(f"- Under the paper's own settings: **{verdict}**. {numbers}\n")
+        numbers = "".join(f" {title}: {at.numbers}." for title, at in own.items() if at)
+        lines.append(f"- Under the paper's own settings: **{verdict}**.{numbers}\n")
     return "\n".join([*lines, "`docs/results.md` has the rule, which was fixed before any run."])
 
 

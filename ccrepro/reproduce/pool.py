@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import signal
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -50,6 +51,7 @@ def run_all(
 def _begin(free: Any) -> None:
     """Prepare a worker: Ctrl-C reaches it from its parent only, not from the terminal too, and it sees one GPU."""
     os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # outside a training it ends, as by SIGTERM, without a traceback
     end_with_parent()
     gpu = free.get()
     if gpu is not None:

@@ -3,7 +3,7 @@ import pytest
 from made_records import record, records
 
 from ccrepro.reproduce import claims
-from ccrepro.reproduce.claims import FAILS, HOLDS, OPEN
+from ccrepro.reproduce.claims import FAILS, HOLDS, NOT_RUN, OPEN
 
 IDS = ("best", "views", "heads", "decoupled", "entropy", "backbone", "pairs", "sharpens", "streaming")
 BY_ID = dict(zip(IDS, claims.CLAIMS, strict=True))
@@ -57,7 +57,7 @@ def test_ablations_decide_their_claims_on_the_papers_data_only(claim, accs, verd
     assert line(part, claim).verdict == (FAILS if verdict == FAILS else OPEN)
     digits, fast = records("digits", "demo", **accs), records("cifar10", "fast", **accs)
     for made, data in ((digits, "Digits (demo)"), (fast, "CIFAR-10 (fast)")):
-        assert line(made, claim).verdict == OPEN
+        assert line(made, claim).verdict == NOT_RUN
         if len(accs) == len(BY_ID[claim].needs):  # else nothing is said
             assert {kind: at.verdict for kind, at in claims.judged(BY_ID[claim], made)[2].items()} == {data: verdict}
         else:
@@ -121,7 +121,7 @@ def test_claims_are_told_in_words_and_in_one_line_each():
     accs = {"cc": [0.9, 0.9], "shared_head": [0.8, 0.8], "no_entropy": [0.95, 0.95]}
     made = records("cifar10", "laptop", **accs) + records(**accs)
     text = claims.told(made, "heads")
-    assert text.count("Under the paper's own settings: **not enough runs**") == 3
+    assert text.count("Under the paper's own settings: **no run yet**.\n") == 3
     assert "- CIFAR-10 (laptop): **holds**. CC 0.900 ± 0.000 (2), one shared head 0.800 ± 0.000 (2)." in text
     frame = claims.overview(made).set_index("claim")
     assert len(frame) == len(claims.CLAIMS)
@@ -132,5 +132,5 @@ def test_claims_are_told_in_words_and_in_one_line_each():
 
 def test_every_claim_stands_without_any_run():
     frame = claims.overview([])
-    assert frame[["the paper's settings", "other runs"]].to_numpy().tolist() == [[OPEN, "–"]] * len(claims.CLAIMS)
+    assert frame[["the paper's settings", "other runs"]].to_numpy().tolist() == [[NOT_RUN, "–"]] * len(claims.CLAIMS)
     assert claims.told([], "heads").count("(Table 4)") == 1

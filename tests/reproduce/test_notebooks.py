@@ -2,6 +2,7 @@ import json
 import re
 import signal
 import subprocess
+import sys
 import time
 
 import nbformat
@@ -154,3 +155,29 @@ def test_a_signal_reaches_the_training_under_way(tmp_path, number, code):
     assert (process.returncode, error.count("\n")) == (code, 1), error
     assert Checkpoints(folder).load() is not None
     assert list(tmp_path.glob("runs/demo/**/run.json")) == list(tmp_path.glob("runs/demo/**/*.ipynb")) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_worker_that_is_still_importing(tmp_path, number):
+    (tmp_path / "heavy.py").write_text(
+        "import multiprocessing, pathlib, time\n"
+        "if multiprocessing.parent_process(): pathlib.Path('began').touch(); time.sleep(60)\n"
+        "def job(): pass\n"
+    )
+    (tmp_path / "main.py").write_text(
+        "from ccrepro.errors import Stopped\nfrom ccrepro.reproduce import pool\n"
+        "if __name__ == '__main__':\n"
+        "    import heavy\n"
+        "    try: pool.run_all(heavy.job, [()], 1)\n"
+        "    except Stopped as error: print(error)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "main.py"], cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    while not (tmp_path / "began").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(number)
+    said, error = process.communicate(timeout=30)
+    assert said.startswith(f"Stopped by {number.name} in reproduce.")
+    assert not error
