@@ -125,7 +125,7 @@ def train(
     began, config = time.monotonic(), _config(dataset, given)
     from ccrepro import data
     from ccrepro.runs import rehearsal
-    from ccrepro.runs.record import Run
+    from ccrepro.runs.record import Run, planned
     from ccrepro.runs.resume import fit
     from ccrepro.runtime.device import choose_device
     from ccrepro.runtime.distributed import join
@@ -134,6 +134,7 @@ def train(
         with join(choose_device(config.device)) as ranks:
             images = data.sample(data.load(config.dataset, data_dir), config.sample, config.seed)
             if max_minutes:
+                print(f"Measuring how many epochs fit into {max_minutes:g} minutes.", flush=True)
                 epochs = ranks.share(lambda: rehearsal.epochs_within(config, images, max_minutes, began))
                 config = config.replace(epochs=epochs)
             if ranks.rank > 0:
@@ -141,6 +142,8 @@ def train(
                     fit(config, images, ranks=ranks)
                 return
             run = held.enter_context(Run(config, images, runs_dir, restart))
+            if not run.record and config.epochs:
+                print(f"{len(images.images):,} images, {planned(config)}", flush=True)
             done = ranks.share(lambda: bool(run.record))
             trained = () if done else fit(config, images, run.report, run.checkpoints, ranks)
         record = run.record or run.finish(*trained, commit)

@@ -129,7 +129,9 @@ def test_a_model_is_trained_evaluated_and_put_to_use(root, digits, capsys):
     folder = root / "runs/demo/digits/cc-1ep-sample=320-batch_size=64-seed0"
     record = json.loads((folder / "run.json").read_text())
     assert record["commit"] == "c" * 40
-    assert f"ACC {record['scores']['acc']:.4f}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.startswith("320 images, network small on cpu, batches of 64 images, views of 8×8 pixels\n")
+    assert f"ACC {record['scores']['acc']:.4f}" in said
     assert not (root / "results").exists()
     assert main(["train", "digits", *arguments]) == 0
     assert (

@@ -28,7 +28,7 @@ from ccrepro.own_images.estimator import view_agreement
 from ccrepro.own_images.starts import agreement
 from ccrepro.runs import pretrained, resume, streaming
 from ccrepro.runs.checkpoints import Checkpoints
-from ccrepro.runs.record import EpochLog
+from ccrepro.runs.record import EpochLog, planned
 from ccrepro.runs.weights import load_model, save_model
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device
@@ -139,14 +139,13 @@ def from_scratch(collection: Collection, n_clusters: int, out: Path, **settings:
 
 def _trained(data: ImageSet, config: Config, out: Path) -> ContrastiveClusteringModel:
     """The model that `save` wrote for the same images and settings, or else one that is trained now."""
-    path, side, device = out / "model.safetensors", config.image_size, choose_device(config.device)
+    path = out / "model.safetensors"
     with suppress(CheckpointError):  # absent, or damaged
         saved, known, facts = load_model(path)
         if facts.get("images") == data.sha256 and not known.differences(config):
             print(f"trained before; remove {path} to train anew", flush=True)
-            return saved.to(device)
-    what = f"from scratch: network {config.backbone}, batches of {config.batch_size} views of {side}×{side} pixels"
-    print(f"{what}, {config.epochs} epochs on {device.type}", flush=True)
+            return saved.to(choose_device(config.device))
+    print(f"from scratch: {planned(config)}", flush=True)
     log = EpochLog(out / "training/log.jsonl", f"K={config.n_clusters}", config.epochs)
     report, checkpoints = lambda epoch, _: log.write(epoch), Checkpoints(out / "training")
     model, _ = resume.fit(config, data, report, checkpoints)

@@ -30,11 +30,17 @@ from ccrepro.runs.checkpoints import Checkpoints
 from ccrepro.runs.finished import Record, read, run_folder
 from ccrepro.runs.weights import save_model
 from ccrepro.runtime import storage
-from ccrepro.runtime.device import cpu_name, threads
+from ccrepro.runtime.device import choose_device, cpu_name, threads
 from ccrepro.train import Epoch
 
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 EVERY = 10  # seconds between two lines on the terminal
+
+
+def planned(config: Config) -> str:
+    """What a training is about to do, in words. Raises `ConfigError` where its device is missing."""
+    network, side = f"network {config.backbone} on {choose_device(config.device).type}", config.image_size
+    return f"{network}, batches of {config.batch_size} images, views of {side}×{side} pixels"
 
 
 class EpochLog:
