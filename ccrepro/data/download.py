@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 import pooch
+import requests
 
 from ccrepro.data.registry import DATASETS
 from ccrepro.errors import ConfigError, DataError, unknown
@@ -20,7 +21,9 @@ def fetch(name: str, root: Path) -> None:
         downloader = pooch.HTTPDownloader(progressbar=True)
         path = pooch.retrieve(archive.url, archive.known_hash, file, downloads, downloader=downloader)
     except Exception as error:  # of the network, of the file system, or since the hash differs
-        what = f"Cannot fetch {archive.url} ({archive.known_hash}): {' '.join(str(error).split())}"
+        lost = isinstance(error, requests.ConnectionError)  # its own text is three lines of the library's classes
+        why = "no connection" if lost else " ".join(str(error).split())
+        what = f"Cannot fetch {archive.url} ({archive.known_hash}): {why}"
         raise DataError(f"{what}. Put it into {downloads}, or its folder {folder} into {root}.") from error
     unpack(Path(path), root, folder)
 

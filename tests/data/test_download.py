@@ -87,6 +87,13 @@ def test_an_interrupted_download_leaves_nothing_half(tiny, tmp_path):
     assert (tmp_path / "downloads/tiny-imagenet-200.zip").read_bytes() == tiny.content
 
 
+def test_without_a_connection_the_error_is_short(tiny, tmp_path, monkeypatch):
+    gone = DATASETS["tiny-imagenet"].archive._replace(url="http://127.0.0.1:1/tiny-imagenet-200.zip")
+    monkeypatch.setitem(DATASETS, "tiny-imagenet", DATASETS["tiny-imagenet"]._replace(archive=gone))
+    with pytest.raises(DataError, match=r"^Cannot fetch http\S+ \(\S+\): no connection\. Put it into "):
+        download.fetch("tiny-imagenet", tmp_path)
+
+
 def test_an_archive_that_was_put_there_by_hand_is_taken(tiny, tmp_path):
     (tmp_path / "downloads").mkdir()
     (tmp_path / "downloads/tiny-imagenet-200.zip").write_bytes(tiny.content)
