@@ -30,8 +30,8 @@ class Config(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """
 
     dataset: str = setting("cifar10", "name of the data set")
-    preset: str = setting("paper", "which recipes the settings come from")
-    variant: str = setting("cc", "the full method, an ablation of it or a baseline")
+    preset: str = setting("paper", "demo, laptop, fast or paper: where the settings come from")
+    variant: str = setting("cc", "cc, an ablation or a baseline; reproduce --help lists them")
     seed: int = setting(0, "of weights, order of images and augmentation", ge=0, lt=2**31)
 
     n_clusters: int = setting(10, "K, the number of classes [§4.2]", ge=2)
