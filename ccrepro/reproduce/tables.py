@@ -275,4 +275,5 @@ def comparison(yours: list[Record], published: list[Record]) -> str:
     for (dataset, departs, variant), acc in own.items():
         name, number = _named(variant, departs), paper.get((dataset, variant)) or "–"
         lines.append((DATASETS[dataset].title, name, acc, others.get((dataset, departs, variant), "–"), number))
-    return pd.DataFrame(lines, columns=["data set", "variant", "yours", "published", "paper"]).to_string(index=False)
+    frame = pd.DataFrame(lines, columns=["data set", "variant", "yours", "published", "paper"])
+    return frame.to_markdown(index=False, tablefmt="simple", disable_numparse=True)

@@ -39,7 +39,7 @@ def test_what_departs_from_a_recipe_has_rows_of_its_own():
     assert "(CC" not in tables.missing("main_results", as_runs(short))  # it was run, if in a short form
     assert tables.overview(as_runs(made)).set_index("method").loc["CC, ours", "CIFAR-10"] == "0.530 ± 0.014"
     lines = tables.comparison(made, made).splitlines()
-    assert [line.split()[1:3] for line in lines[1:]] == [["cc", "(10ep-16px)"], ["cc", "0.530"]]
+    assert [line.split()[1:3] for line in lines[2:]] == [["cc", "(10ep-16px)"], ["cc", "0.530"]]
     assert tables.heads_against_kmeans(made).network.tolist() == ["trained"]
     assert tables.heads_against_kmeans(short).network.tolist() == ["trained (10ep-16px)"]
 
@@ -122,5 +122,5 @@ def test_unseen_images_have_a_row_for_each_way_of_leaving_images_out():
 
 def test_yours_stand_beside_the_published_and_the_papers():
     text = tables.comparison(records("cifar10", cc=[0.8], no_entropy=[0.5]), records("cifar10", cc=[0.7, 0.7]))
-    lines = [" ".join(line.split()) for line in text.splitlines()[1:]]
+    lines = [" ".join(line.split()) for line in text.splitlines()[2:]]
     assert lines == ["CIFAR-10 cc 0.800 (1) 0.700 ± 0.000 (2) 0.790", "CIFAR-10 no-entropy 0.500 (1) – –"]
