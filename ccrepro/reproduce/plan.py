@@ -61,7 +61,8 @@ def plan(
     runs_dir: str | Path = "",
     **overrides: Any,
 ) -> list[Planned]:
-    """All runs of a reproduction. Those that are done come first; the others follow by seed, and the quickest first.
+    """All runs of a reproduction. Those that are done come first; the others follow by seed: the full method first,
+    which is measured on a stream too and so takes longest, then the quickest.
 
     Without names: all data sets of the preset but the stand-ins, and all variants that suit it. overrides: settings
     that depart from the recipes. Raises `ConfigError` for an unknown name or a bad value.
@@ -77,7 +78,11 @@ def plan(
         config = recipe(dataset, preset, variant, seed, **overrides)
         seconds = medians.get((dataset, departures(recipes.overrides(config)), variant))
         planned.append(Planned(config, (run_folder(config, runs_dir) / "run.json").exists(), seconds))
-    return sorted(planned, key=lambda p: (not p.done, p.config.seed, math.inf if p.seconds is None else p.seconds))
+
+    def turn(p: Planned) -> tuple[bool, int, bool, float]:
+        return not p.done, p.config.seed, p.config.variant != "cc", math.inf if p.seconds is None else p.seconds
+
+    return sorted(planned, key=turn)
 
 
 def describe(planned: list[Planned], processes: int) -> str:

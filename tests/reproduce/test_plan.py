@@ -29,10 +29,10 @@ def begun(root):
     path.write_text("{}")
 
 
-def test_runs_to_do_come_last_in_order_of_cost(begun):
+def test_runs_to_do_come_last_the_full_method_first_and_then_in_order_of_cost(begun):
     planned = plan.plan("demo", ["digits"], SOME, ["0"])
     assert [(p.config.variant, p.done, p.seconds) for p in planned] == [
-        ("views-one", True, None), ("kmeans-pixels", False, 1.0), ("cc", False, 51.0), ("views-none", False, None),
+        ("views-one", True, None), ("cc", False, 51.0), ("kmeans-pixels", False, 1.0), ("views-none", False, None),
     ]  # fmt: skip
     assert plan.describe(planned, 2) == "4 runs: 1 done, 3 to run, 2 at once, about 00:39 left."
     assert plan.describe(planned[:1], 2).endswith("1 done, 0 to run.")
@@ -52,7 +52,7 @@ def test_time_left_follows_the_pace_of_this_machine_after_a_minute():
 def test_what_is_to_run_is_listed_and_nothing_run(begun, root, capsys):
     before = sorted(root.rglob("*"))
     assert main(["reproduce", "--variants", *SOME, "--seeds", "0", "--dry-run"]) == 0
-    names = ["kmeans-pixels", "cc", "views-none"]
+    names = ["cc", "kmeans-pixels", "views-none"]
     lines = capsys.readouterr().out.splitlines()
     assert lines == [f"train digits --preset demo --variant {name} --seed 0" for name in names]
     assert sorted(root.rglob("*")) == before
