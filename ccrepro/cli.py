@@ -134,7 +134,6 @@ def train(
         with join(choose_device(config.device)) as ranks:
             images = data.sample(data.load(config.dataset, data_dir), config.sample, config.seed)
             if max_minutes:
-                print(f"Measuring how many epochs fit into {max_minutes:g} minutes.", flush=True)
                 epochs = ranks.share(lambda: rehearsal.epochs_within(config, images, max_minutes, began))
                 config = config.replace(epochs=epochs)
             if ranks.rank > 0:
@@ -142,9 +141,9 @@ def train(
                     fit(config, images, ranks=ranks)
                 return
             run = held.enter_context(Run(config, images, runs_dir, restart))
-            if not run.record and config.epochs:
-                print(f"{len(images.images):,} images, {planned(config)}", flush=True)
             done = ranks.share(lambda: bool(run.record))
+            if config.epochs and not (done or config.baseline):
+                print(f"{len(images.images):,} images, {planned(config)}", flush=True)
             trained = () if done else fit(config, images, run.report, run.checkpoints, ranks)
         record = run.record or run.finish(*trained, commit)
     said = "Trained before; --restart trains it anew. " if done else ""

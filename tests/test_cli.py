@@ -123,6 +123,11 @@ def test_data_sets_and_tables_are_printed(capsys):
     assert "| 0.229 " in printed
 
 
+def test_a_baseline_does_not_say_that_it_trains(root, capsys):
+    assert main(["train", "digits", "--variant", "kmeans-pixels"]) == 0
+    assert capsys.readouterr().out.startswith("finished: NMI 0.")
+
+
 def test_a_model_is_trained_evaluated_and_put_to_use(root, digits, capsys):
     arguments = ["--sample", "320", "--batch-size", "64", "--epochs", "1", "--commit", "c" * 40]
     assert main(["train", "digits", *arguments]) == 0

@@ -63,6 +63,7 @@ def epochs_within(config: Config, data: ImageSet, minutes: float, began: float) 
     where not even one does, and for a variant that is not trained."""
     if config.baseline or not config.epochs:
         raise ConfigError(f"Variant {config.variant} is not trained. Leave --max-minutes out.")
+    print(f"Measuring how many epochs fit into {minutes:g} minutes.", flush=True)
     with threads(config.threads):
         state = train.start(train.resolve(config), data)
         compiling = _seconds(settle, state, data)
