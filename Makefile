@@ -15,6 +15,9 @@ REPRODUCE = $(VENV)/ccrepro reproduce --preset $(PRESET) --seeds $(SEEDS) --jobs
 # One thread per process: the cores are for several processes, and with one the numbers repeat bit for bit.
 PYTEST = OMP_NUM_THREADS=1 $(VENV)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
+# Where it is set, as in many containers, every process would compile all of PyTorch's files anew: ten seconds each.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help reproduce plan test test-slow bench lab publish lint format environment upgrade clean
 
