@@ -28,6 +28,7 @@ from ccrepro.data import ImageSet, as_tensor
 from ccrepro.errors import unknown
 from ccrepro.model import build
 from ccrepro.recipes import recipe
+from ccrepro.runs import rehearsal
 from ccrepro.runs.record import git_commit, hardware, versions
 from ccrepro.runtime import storage
 from ccrepro.runtime.device import choose_device, threads
@@ -193,11 +194,16 @@ def one_loss(device: torch.device, rounds: int, kind: str, n: int, width: int) -
 
 def step(device: torch.device, rounds: int, backbone: str, stem: str, side: int, n_cpu: int, n_gpu: int) -> Row:
     """A whole training step, views included, beside the authors' way and the network alone on views that are ready."""
-    n = n_gpu if device.type == "cuda" else n_cpu
+    n, n_batches = (n_gpu, 20) if device.type == "cuda" else (n_cpu, 4)  # a GPU waits while views are drawn
     network = {"backbone": backbone, "stem": stem, "image_size": side, "batch_size": n}
     config = train.resolve(recipe("cifar10", "paper", **network, precision="auto", device=device.type))
-    ways = {"ours": our_step(config), "authors": authors_step(config), "limit": bare_step(config)}
-    what = f"step, {backbone}, {stem} stem, {side} px, {n} images, {config.precision}"
+    data = image_set(config, n_batches)
+    state = train.start(config, data)
+    rehearsal.settle(state, data)
+    config = state.config
+    ways = {"ours": our_step(state, data), "authors": authors_step(config), "limit": bare_step(config)}
+    how = config.precision if config.compile == "off" else f"{config.precision}, compile={config.compile}"
+    what = f"step, {backbone}, {stem} stem, {side} px, {n} images, {how}"
     return {"what": what, "seconds": interleaved(ways, rounds, device)}
 
 
@@ -207,10 +213,9 @@ def image_set(config: Config, n_batches: int) -> ImageSet:
     return ImageSet("noise", images, None, (), "")
 
 
-def our_step(config: Config) -> Way:
-    """The next step of our loop, through epochs of a few steps (20 on a GPU, which waits while views are drawn)."""
-    data = image_set(config, 20 if config.device == "cuda" else 4)
-    state, parts = train.start(config, data), batches.passes(config, data)
+def our_step(state: train.State, data: ImageSet) -> Way:
+    """The next step of our loop, through epochs of a few steps."""
+    config, parts = state.config, batches.passes(state.config, data)
     views = (pair for epoch in itertools.count() for pair in batches.epoch_pairs(parts, config, epoch))
     return lambda: train.step(state, *next(views))
 
@@ -242,7 +247,8 @@ def authors_step(config: Config) -> Way:
     model, workers = build(config).to(config.device), 8 if config.device == "cuda" else 0
     optimizer = torch.optim.Adam(model.parameters(), config.lr)
     pairs = authors_way.Views(torch.from_numpy(image_set(config, 16 if workers else 4).images), config)
-    loader = torch.utils.data.DataLoader(pairs, config.batch_size, shuffle=True, num_workers=workers, drop_last=True)
+    how = {"num_workers": workers, "persistent_workers": bool(workers)}  # their epochs are longer than these
+    loader = torch.utils.data.DataLoader(pairs, config.batch_size, shuffle=True, drop_last=True, **how)
     views = (pair for _ in itertools.count() for pair in loader)
     return lambda: authors_way.step(model, optimizer, *(view.to(config.device) for view in next(views)), config)
 

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 
+from ccrepro import train
 from ccrepro.bench import measure
+from ccrepro.runtime import fused_views
 
 CPU = torch.device("cpu")
 
@@ -40,6 +42,26 @@ def test_a_small_run_is_saved_with_its_table(monkeypatch, root):
     assert path.parent == root / "results/local/bench"
     assert json.loads(path.read_text()) == result
     assert len(path.with_suffix(".md").read_text().splitlines()) == 2 + 2 + 4
+
+
+@pytest.mark.parametrize(("fails", "said"), [((), ", compile=reduce-overhead"), (("reduce-overhead", "default"), "")])
+def test_a_step_is_measured_in_the_mode_that_compiles_here_and_says_which(monkeypatch, fails, said):
+    def compiled(mode):
+        def forward(*arguments):
+            if mode in fails:
+                raise RuntimeError(f"no {mode} here")
+            return train.losses(*arguments)
+
+        return forward
+
+    monkeypatch.setattr(train, "choose_compile", lambda *_: "reduce-overhead")
+    monkeypatch.setattr(train, "_compiled_losses", compiled)
+    monkeypatch.setattr("ccrepro.augmentations._compiled_jitter", lambda: fused_views.color_jitter)
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    monkeypatch.setitem(measure.TURN, "cpu", 0.01)
+    row = measure.step(CPU, 1, "small", "cifar", 8, 4, 4)
+    assert row["what"] == f"step, small, cifar stem, 8 px, 4 images, fp32{said}"
+    assert set(row["seconds"]) == {"ours", "authors", "limit"}
 
 
 def test_a_line_of_the_table_says_how_fast_how_near_the_limit_and_how_large():
