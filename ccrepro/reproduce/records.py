@@ -112,7 +112,13 @@ def provenance(records: list[Record]) -> str:
     """One sentence: the number of runs, their seconds, machines and commits."""
     kinds = {"with training": [seconds(r) for r in records if r["epochs"]]}
     kinds["without training"] = [seconds(r) for r in records if not r["epochs"]]
-    parts = [f"{len(s)} runs {name} ({min(s):,.0f} to {max(s):,.0f} s each)" for name, s in kinds.items() if s]
+    parts = [
+        f"{len(s)} runs {name} ({min(s):,.0f} to {max(s):,.0f} s each)"
+        if len(s) > 1
+        else f"1 run {name} ({s[0]:,.0f} s)"
+        for name, s in kinds.items()
+        if s
+    ]
     commits = sorted({r["commit"][:10] + r["commit"][40:] for r in records})
     return f"{' and '.join(parts)} on {', '.join(sorted(set(map(machine, records))))}; commit {', '.join(commits)}."
 

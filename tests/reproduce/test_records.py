@@ -123,3 +123,4 @@ def test_provenance_tells_times_machines_and_commits():
     assert [machine(r) for r in made[1:3]] == ["2 × a GPU", "1 of 2 cores of a CPU"]
     for told in ("1,234 to 1,235 s", "1 to 2 s", "1 of 2 cores of a CPU, 2 × a GPU", "cccccccccc, dddddddddd-dirty"):
         assert told in provenance(made)
+    assert provenance(made[:1]).startswith("1 run with training (1,234 s) on 2 × a GPU;")
