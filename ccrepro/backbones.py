@@ -89,7 +89,8 @@ class FastNetwork(nn.Module):
         self.whitening.weight.copy_(torch.cat((filters, -filters)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.blocks(F.gelu(self.whitening(x))).amax((2, 3))
+        maps = self.blocks(F.gelu(self.whitening(x)))
+        return F.adaptive_max_pool2d(maps, 1).flatten(1)  # amax divides 0 by 0 where a compiler rounds maps elsewhere
 
 
 # Each is called with ``stem`` and ``channels``. "small" is ours, for images of a few pixels: its first stage is the
