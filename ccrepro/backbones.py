@@ -90,7 +90,8 @@ class FastNetwork(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         maps = self.blocks(F.gelu(self.whitening(x)))
-        return F.adaptive_max_pool2d(maps, 1).flatten(1)  # amax divides 0 by 0 where a compiler rounds maps elsewhere
+        # The gradient of amax goes to what equals the maximum. Compiled in bf16, nothing may, and it divides 0 by 0.
+        return F.adaptive_max_pool2d(maps, 1).flatten(1)
 
 
 # Each is called with ``stem`` and ``channels``. "small" is ours, for images of a few pixels: its first stage is the

@@ -10,7 +10,7 @@ import torch
 from ccrepro import batches, train
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
-from ccrepro.errors import ConfigError
+from ccrepro.errors import ConfigError, NumericalError
 from ccrepro.evaluate import evaluate
 from ccrepro.runs.evolution import PICTURED, SCORED, cosine_histograms
 from ccrepro.runs.weights import reason
@@ -25,8 +25,8 @@ SPARE = 0.1  # of the time, for what is not measured
 
 
 def settle(state: State, data: ImageSet) -> None:
-    """Find a mode of `torch.compile` that works here: where one fails, say so and try the next simpler one. Takes some
-    steps and undoes them; ``state`` must come fresh from `ccrepro.train.start`."""
+    """Find a mode of `torch.compile` that works here: where one fails, or its numbers are not finite, say so and try
+    the next simpler one. Takes some steps and undoes them; ``state`` must come fresh from `ccrepro.train.start`."""
     while state.config.compile != "off":
         try:
             _steps(state, data, TRIED)
@@ -42,16 +42,17 @@ def settle(state: State, data: ImageSet) -> None:
 
 
 def _steps(state: State, data: ImageSet, n: int) -> tuple[float, float]:
-    """Take n steps and undo them; returns the seconds in which an epoch is drawn, and the seconds of a step."""
+    """Take n steps and undo them; returns the seconds in which an epoch is drawn, and the seconds of a step. Raises
+    `NumericalError` where a number of theirs is not finite."""
     before = {name: tensor.clone() for name, tensor in state.model.state_dict().items()}
     parts, config, began = batches.passes(state.config, data), state.config, time.perf_counter()
     every = itertools.chain.from_iterable(batches.epoch_pairs(parts, config, epoch) for epoch in itertools.count())
     first = next(every)
     drawn = time.perf_counter()
     try:
-        for views in itertools.islice(itertools.chain([first], every), n):
-            numbers = train.step(state, *views)
-        numbers.tolist()  # waits for a GPU
+        numbers = [train.step(state, *views) for views in itertools.islice(itertools.chain([first], every), n)]
+        if not torch.stack(numbers).isfinite().all():  # waits for a GPU
+            raise NumericalError("A number in the first steps is not finite. Lower lr, or raise the temperatures.")
         return drawn - began, (time.perf_counter() - drawn) / n
     finally:  # a compiler may fail in any of the steps
         state.model.load_state_dict(before)
