@@ -1,5 +1,6 @@
 """What is written down twice must agree: README and results, environment.yml and pyproject.toml, help and Makefile."""
 
+import importlib.metadata
 import os
 import re
 import subprocess
@@ -108,6 +109,26 @@ def test_lock_has_every_dependency_by_version_and_hash_and_no_address():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     for needed in map(Requirement, project["dependencies"] + project["optional-dependencies"]["dev"]):
         assert needed.specifier.contains(versions[needed.name.lower()]), f"{needed}: run `make upgrade`"
+
+
+@pytest.mark.slow
+def test_training_and_scoring_need_none_of_the_packages_for_reports(tmp_path):
+    """As on a machine that has little more than PyTorch."""
+    needed = {"torch", "torchvision", "numpy", "scipy", "scikit-learn", "joblib", "pandas", "safetensors", "pyyaml",
+              "pydantic", "pillow", "tqdm", "cyclopts", "filelock"}  # fmt: skip
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    others = {Requirement(text).name.lower() for text in project["dependencies"]} - needed
+    packages = importlib.metadata.packages_distributions().items()
+    absent = [module for module, names in packages if others & {name.lower() for name in names}]
+    assert {"papermill", "matplotlib", "openTSNE", "pooch"} <= {*absent}
+    program = (
+        f"import sys; sys.modules.update(dict.fromkeys({absent})); from ccrepro.cli import main; "
+        "sys.exit(main(['train', 'digits', '--epochs', '1', '--sample', '200', '--runs-dir', '.']) or "
+        "main(['evaluate', 'demo/digits/cc-1ep-sample=200-seed0']))"
+    )
+    settings = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": str(ROOT)}}
+    done = subprocess.run([sys.executable, "-c", program], **settings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_make_does_what_readers_are_told():

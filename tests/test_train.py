@@ -174,8 +174,8 @@ def test_a_channel_without_contrast_is_not_divided_by_zero(generator):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backbone", "side"), [("small", 8), ("fast-s", 16)])
-def test_a_compiled_step_is_one_graph_and_the_same(tiny, patterns, backbone, side):
+@pytest.mark.parametrize(("backbone", "side", "backend"), [("small", 8, "aot_eager"), ("fast-s", 16, "inductor")])
+def test_a_compiled_step_is_one_graph_and_the_same(tiny, patterns, backbone, side, backend):
     """What a GPU runs: without a break in the graph, where the host would wait.
 
     In double precision: gradients are sums of many terms, which a compiler may add up in another order.
@@ -183,7 +183,7 @@ def test_a_compiled_step_is_one_graph_and_the_same(tiny, patterns, backbone, sid
     tiny = tiny.replace(backbone=backbone, image_size=side)
     views = next(batches.pairs(torch.from_numpy(patterns.images), tiny, epoch=0))
     views, model = [view.double() for view in views], build(tiny, 1).train().double()
-    compiled = torch.compile(train.losses, backend="aot_eager", fullgraph=True)
+    compiled = torch.compile(train.losses, backend=backend, fullgraph=True)
     found = []
     for forward in (train.losses, compiled):
         model.zero_grad(set_to_none=True)

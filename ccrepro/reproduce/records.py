@@ -112,15 +112,15 @@ def provenance(records: list[Record]) -> str:
     """One sentence: the number of runs, their seconds, machines and commits."""
     kinds = {"with training": [seconds(r) for r in records if r["epochs"]]}
     kinds["without training"] = [seconds(r) for r in records if not r["epochs"]]
-    parts = [
-        f"{len(s)} runs {name} ({min(s):,.0f} to {max(s):,.0f} s each)"
-        if len(s) > 1
-        else f"1 run {name} ({s[0]:,.0f} s)"
-        for name, s in kinds.items()
-        if s
-    ]
+    parts = [_told(name, s) for name, s in kinds.items() if s]
     commits = sorted({r["commit"][:10] + r["commit"][40:] for r in records})
     return f"{' and '.join(parts)} on {', '.join(sorted(set(map(machine, records))))}; commit {', '.join(commits)}."
+
+
+def _told(kind: str, each: list[float]) -> str:
+    if len(each) == 1:
+        return f"1 run {kind} ({each[0]:,.0f} s)"
+    return f"{len(each)} runs {kind} ({min(each):,.0f} to {max(each):,.0f} s each)"
 
 
 def machine(record: Record) -> str:

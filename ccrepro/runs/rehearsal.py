@@ -10,7 +10,7 @@ import torch
 from ccrepro import batches, train
 from ccrepro.config import Config
 from ccrepro.data import ImageSet
-from ccrepro.errors import ConfigError, NumericalError
+from ccrepro.errors import ConfigError
 from ccrepro.evaluate import evaluate
 from ccrepro.runs.evolution import PICTURED, SCORED, cosine_histograms
 from ccrepro.runs.weights import reason
@@ -50,13 +50,14 @@ def _steps(state: State, data: ImageSet, n: int) -> tuple[float, float]:
     first = next(every)
     drawn = time.perf_counter()
     try:
-        numbers = [train.step(state, *views) for views in itertools.islice(itertools.chain([first], every), n)]
-        if not torch.stack(numbers).isfinite().all():  # waits for a GPU
-            raise NumericalError("A number in the first steps is not finite. Lower lr, or raise the temperatures.")
+        for views in itertools.islice(itertools.chain([first], every), n):
+            state.steps.append(train.step(state, *views))
+        train.check_finite(state)  # waits for a GPU
         return drawn - began, (time.perf_counter() - drawn) / n
     finally:  # a compiler may fail in any of the steps
         state.model.load_state_dict(before)
         state.optimizer.state.clear()
+        state.steps.clear()
 
 
 def epochs_within(config: Config, data: ImageSet, minutes: float, began: float) -> int:

@@ -34,6 +34,7 @@ def test_a_mode_that_fails_gives_way_to_the_next_simpler_one(patterns, tiny, mon
     assert [line.split(" fails here ")[0] for line in said] == [f"warning: compile={mode}" for mode in modes]
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.model.state_dict().items())  # undone
     assert not state.optimizer.state
+    assert not state.steps
 
 
 @pytest.mark.parametrize("second", [RuntimeError("no graph here"), torch.full((len(train.METRIC_NAMES),), math.nan)])
@@ -50,6 +51,7 @@ def test_a_mode_that_fails_in_a_later_step_leaves_no_trace(patterns, tiny, monke
     assert step.call_count == (2 if isinstance(second, Exception) else 3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in state.model.state_dict().items())
     assert not state.optimizer.state
+    assert not state.steps
 
 
 def test_a_full_gpu_is_no_reason_to_compile_otherwise(patterns, tiny, monkeypatch):
